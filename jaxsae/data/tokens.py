@@ -1,0 +1,162 @@
+"""Tokenised text on disk: contexts of T tokens, written once, read at random.
+
+Documents are tokenised in batches, joined by end-of-text tokens, and cut into contexts [T]. Every twentieth document
+is held out. The result is a tensorflow-datasets dataset in ArrayRecord files, under a cache folder, in a folder named
+by a fingerprint of text, tokenizer and T: the same input is tokenised once.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxsae.data import text
+from jaxsae.errors import BadInput
+
+HELD_OUT_EVERY = 20
+SPLITS = ("train", "held_out")
+# Changing how documents become contexts makes a new folder.
+FORMAT = 1
+
+
+def default_cache() -> str:
+    """Where tokenised text is kept: $JAXSAE_CACHE, else jaxsae under $XDG_CACHE_HOME, else ~/.cache/jaxsae."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return os.environ.get("JAXSAE_CACHE") or str(Path(base).expanduser() / "jaxsae")
+
+
+def fingerprint(sources: Sequence[str], tokenizer, context: int) -> str:
+    """Names the dataset that `prepare` writes for these."""
+    parts = [FORMAT, HELD_OUT_EVERY, text.fingerprint(sources), tokenizer.fingerprint(), tokenizer.end_of_text, context]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+
+
+def prepare(sources: Sequence[str], tokenizer, context: int, cache: str | None = None) -> Path:
+    """The folder of the dataset of `sources`, written if it is not there. Raises BadInput for text that cannot be used."""
+    root = Path(cache or default_cache()) / "tokens"
+    folder = root / fingerprint(sources, tokenizer, context)
+    if folder.exists():
+        return folder
+    root.mkdir(parents=True, exist_ok=True)
+    # Written aside and renamed at the end: a folder that is there is whole, whoever else was writing it.
+    scratch = Path(tempfile.mkdtemp(dir=root, prefix="writing-"))
+    try:
+        _write(scratch, sources, tokenizer, context)
+        try:
+            scratch.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _write(folder: Path, sources, tokenizer, context: int):
+    from jaxsae.data.builder import Contexts
+
+    counts = dict.fromkeys(SPLITS, 0)
+
+    def examples(split: str) -> Iterator[np.ndarray]:
+        for tokens in contexts(split_documents(text.documents(sources), split), tokenizer, context):
+            counts[split] += 1
+            yield tokens
+
+    Contexts(data_dir=folder, context=context, examples=examples).download_and_prepare()
+    for split, count in counts.items():
+        if count == 0:
+            raise BadInput(
+                f"the text {' '.join(sources)} is too short: its {split.replace('_', '-')} part does not fill one "
+                f"context of {context} tokens; give more text or a smaller --context"
+            )
+
+
+def split_documents(documents: Iterable[str], split: str) -> Iterator[str]:
+    """The documents of one split: every twentieth is held out; of fewer than twenty the last; of one its last part."""
+    documents = iter(documents)
+    first = list(itertools.islice(documents, HELD_OUT_EVERY))
+    if len(first) == 1:
+        cut = len(first[0]) * (HELD_OUT_EVERY - 1) // HELD_OUT_EVERY
+        first = [first[0][:cut], first[0][cut:]]
+    if len(first) < HELD_OUT_EVERY:
+        yield from first[:-1] if split == "train" else first[-1:]
+        return
+    for i, document in enumerate(itertools.chain(first, documents)):
+        if (i % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == (split == "held_out"):
+            yield document
+
+
+def contexts(documents: Iterable[str], tokenizer, context: int) -> Iterator[np.ndarray]:
+    """Documents, each after an end-of-text token, cut into int32 contexts [T]; what is left at the end is dropped."""
+    end = np.asarray([tokenizer.end_of_text], np.int32)
+    rest = np.zeros(0, np.int32)
+    for batch in _batches(documents):
+        ids = tokenizer.encode([piece for piece, _ in batch])
+        pieces = [rest]
+        for tokens, (_, first) in zip(ids, batch):
+            pieces += [end] if first else []
+            pieces.append(np.asarray(tokens, np.int32))
+        stream = np.concatenate(pieces)
+        whole = len(stream) // context * context
+        yield from stream[:whole].reshape(-1, context)
+        rest = stream[whole:]
+
+
+def _batches(documents: Iterable[str], characters: int = 2_000_000) -> Iterator[list[tuple[str, bool]]]:
+    """Lists of (piece, is it the first of its document), each list of about so many characters."""
+    batch, size = [], 0
+    for document in documents:
+        for number, piece in enumerate(_pieces(document)):
+            batch.append((piece, number == 0))
+            size += len(piece)
+            if size >= characters:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _pieces(document: str, characters: int = 20_000) -> Iterator[str]:
+    """A long document in pieces that encode to the same tokens several times faster, because they go in parallel.
+
+    Cuts are before a single space between two letters, where GPT-2's pre-tokenizer always begins a new word.
+    """
+    start = 0
+    while len(document) - start > 2 * characters:
+        stop = start + characters
+        while stop < len(document) - 1 and not (
+            document[stop] == " " and document[stop - 1].isalpha() and document[stop + 1].isalpha()
+        ):
+            stop += 1
+        if stop >= len(document) - 1:
+            break
+        yield document[start:stop]
+        start = stop
+    yield document[start:]
+
+
+class TokenContexts:
+    """One split of a prepared dataset, in a shuffled order that is a pure function of the index, repeated for ever."""
+
+    def __init__(self, folder: Path, split: str, seed: int | None):
+        """`seed` None keeps the order of the text."""
+        import grain
+        import tensorflow_datasets as tfds
+
+        self.source = tfds.builder_from_directory(next(Path(folder).glob("contexts/*"))).as_data_source(split)
+        order = grain.MapDataset.range(len(self.source))
+        self.order = order if seed is None else order.shuffle(seed=seed).repeat()
+
+    def __len__(self):
+        return len(self.source)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Contexts number `start` to `stop` of the order, int32 [stop - start, T]."""
+        rows = [int(self.order[i]) for i in range(start, stop)]
+        return np.stack([row["tokens"] for row in self.source.__getitems__(rows)]).astype(np.int32)

@@ -1,0 +1,53 @@
+"""Names of the places in a language model where activations are read and replaced.
+
+The names are TransformerLens's. `blocks.L.` is followed by one of
+
+    hook_resid_pre    residual stream entering block L            d     HF hidden_states[L]
+    hook_resid_mid    ... after the block's attention             d
+    hook_resid_post   ... leaving block L                         d     HF hidden_states[L + 1] (the last one: before ln_f)
+    hook_attn_out     what attention adds to the stream           d     HF transformer.h.L.attn.c_proj, output
+    hook_mlp_out      what the MLP adds to the stream             d     HF transformer.h.L.mlp.c_proj, output
+    mlp.hook_post     MLP neurons after the activation function   4 d   HF transformer.h.L.mlp.act, output
+"""
+
+import re
+from dataclasses import dataclass
+
+from jaxsae.errors import BadInput
+
+RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
+KINDS = (*RESIDUAL, "hook_attn_out", "hook_mlp_out", "mlp.hook_post")
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A parsed hook point: `kind` (one of KINDS) inside block `layer`."""
+
+    layer: int
+    kind: str
+
+    @property
+    def residual(self) -> bool:
+        return self.kind in RESIDUAL
+
+    def __str__(self):
+        return f"blocks.{self.layer}.{self.kind}"
+
+
+def parse(name: str, n_layer: int) -> Hook:
+    """The hook point called `name` of a model with `n_layer` blocks. Raises BadInput for any other name."""
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    if not match or match[2] not in KINDS:
+        allowed = ", ".join(f"blocks.L.{kind}" for kind in KINDS)
+        raise BadInput(f"unknown hook point {name!r}: allowed are {allowed}, with L from 0 to {n_layer - 1}")
+    layer = int(match[1])
+    if layer >= n_layer:
+        raise BadInput(
+            f"hook point {name!r} is outside the model: it has {n_layer} blocks, so L goes from 0 to {n_layer - 1}"
+        )
+    return Hook(layer, match[2])
+
+
+def default(n_layer: int) -> str:
+    """The residual stream at three quarters of the depth (Gao et al. 2024, sec. 2.1: block 8 of GPT-2 small's 12)."""
+    return f"blocks.{max(1, n_layer * 3 // 4) - 1}.hook_resid_post"

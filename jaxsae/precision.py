@@ -1,0 +1,63 @@
+"""How matrix products are computed. Everything that is not a product stays in the dtype of its arrays.
+
+`float32` asks for full float32 products on every platform (GPUs and TPUs would otherwise round the operands).
+`tf32` allows the platform's fast float32 (TF32 on GPUs, three bfloat16 passes on TPUs, plain float32 on CPUs).
+`bfloat16` rounds the operands to bfloat16 and accumulates in float32, in the gradient's products too.
+"""
+
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Products = Literal["float32", "tf32", "bfloat16"]
+
+
+def matmul(x, w, products: Products = "float32"):
+    """x [..., K] times w [K, N] -> [..., N], accumulated and returned in float32 (float64 operands stay float64)."""
+    if products == "bfloat16":
+        return _rounded_matmul(x, w)
+    precision = lax.Precision.HIGHEST if products == "float32" else lax.Precision.HIGH
+    return jnp.matmul(x, w, precision=precision)
+
+
+def dense_dot(products: Products):
+    """`matmul` in the shape of `lax.dot_general`, for the `dot_general` argument of `flax.linen.Dense`."""
+
+    def dot(x, w, dimensions, precision=None, preferred_element_type=None):
+        del precision, preferred_element_type
+        assert dimensions == (((x.ndim - 1,), (0,)), ((), ())), dimensions
+        return matmul(x, w, products)
+
+    return dot
+
+
+def _rounded(x):
+    return x.astype(jnp.bfloat16)
+
+
+_dot = partial(jnp.matmul, preferred_element_type=jnp.float32)
+
+
+# By hand, because AD would multiply the float32 cotangent with a bfloat16 operand: no platform is fast at that.
+@jax.custom_vjp
+def _rounded_matmul(x, w):
+    return _dot(_rounded(x), _rounded(w))
+
+
+def _rounded_matmul_fwd(x, w):
+    xr, wr = _rounded(x), _rounded(w)
+    # The empty arrays remember the dtypes of the operands for their gradients.
+    return _dot(xr, wr), (xr, wr, jnp.zeros(0, x.dtype), jnp.zeros(0, w.dtype))
+
+
+def _rounded_matmul_bwd(residuals, g):
+    x, w, like_x, like_w = residuals
+    g = _rounded(g)
+    rows = lambda a: a.reshape(-1, a.shape[-1])
+    return _dot(g, w.T).astype(like_x.dtype), _dot(rows(x).T, rows(g)).astype(like_w.dtype)
+
+
+_rounded_matmul.defvjp(_rounded_matmul_fwd, _rounded_matmul_bwd)

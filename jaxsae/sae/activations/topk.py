@@ -1,0 +1,26 @@
+"""TopK: keep the k largest pre-activations of each token, then ReLU (Gao et al. 2024, sec. 2.3).
+
+The ReLU makes latents non-negative where a token has fewer than k positive pre-activations, so L0 can be below k.
+"""
+
+import jax
+
+from jaxsae.sae.activations.interface import Activation
+
+
+def _init(key, n):
+    del key, n
+    return {}
+
+
+def _support(z, extra, spec, layout):
+    del extra
+    return layout.top(z, spec.k)
+
+
+def _value(p, spec):
+    del spec
+    return jax.nn.relu(p)
+
+
+ACTIVATION = Activation(init=_init, support=_support, value=_value)

@@ -1,0 +1,84 @@
+"""How an autoencoder lies on devices: every collective of the package's mathematics is in this file.
+
+Tokens are split over the mesh axis `data`, latents over `latent`. Inside shard_map a `Layout` knows both axes; on one
+device (or outside any mesh) ALONE has neither, and every method is an identity or its plain equivalent.
+
+Over `latent` move only the k S candidates of a top-k, sums of [B, d], and scalars; over `data` only gradients,
+counters and sums over tokens.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+DATA, LATENT = "data", "latent"
+TOKENS = P(DATA)  # anything with a leading token axis
+LATENTS = P(LATENT)  # anything with a leading latent axis
+EVERYWHERE = P()
+
+
+@dataclass(frozen=True)
+class Layout:
+    data: str | None = None
+    latent: str | None = None
+
+    def vary(self, *arrays):
+        """The same arrays, typed as varying over both mesh axes; the gradient sums over what they did not vary on."""
+        axes = {axis for axis in (self.data, self.latent) if axis}
+        cast = lambda a: lax.pcast(a, tuple(axes - _varying(a)), to="varying") if axes - _varying(a) else a
+        return tuple(jax.tree.map(cast, a) for a in arrays)
+
+    def sum_latents(self, x):
+        """Sum over the shards of the latents, the same on all of them."""
+        return lax.psum(x, self.latent) if self.latent else x
+
+    def sum_tokens(self, x):
+        """Sum over the shards of the tokens."""
+        return lax.psum(x, self.data) if self.data else x
+
+    def top(self, z, k: int):
+        """This shard's part of the k largest of each row of z [B, n]: local indices and a mask, [B, min(k, n)].
+
+        Over all shards exactly k are kept in each row; equal values go to the lower index, as in `lax.top_k`.
+        """
+        z = lax.stop_gradient(z)
+        v, i = lax.top_k(z, min(k, z.shape[-1]))
+        return i, self.among_largest(v, k)
+
+    def among_largest(self, v, k: int):
+        """Which of v [B, c], each shard's candidates in falling order, are among the k largest of all shards' rows."""
+        if not self.latent:
+            return jnp.arange(v.shape[-1]) < k + jnp.zeros_like(v, jnp.int32)
+        c = v.shape[-1]
+        everyone = lax.all_gather(v, self.latent, axis=1, tiled=True)
+        if everyone.shape[-1] <= k:
+            return jnp.ones_like(v, bool)
+        # .min, because XLA:CPU would sort whole rows for a slice of top_k's result.
+        kth = lax.top_k(everyone, k)[0].min(-1, keepdims=True)
+        above, equal = everyone > kth, everyone == kth
+        # Shards come in the order of their latents and each one's candidates in the order of ties.
+        room = k - above.sum(-1, keepdims=True)
+        keep = above | (equal & (jnp.cumsum(equal, -1) <= room))
+        return lax.dynamic_slice_in_dim(keep, lax.axis_index(self.latent) * c, c, axis=1)
+
+    def threshold(self, v, k: int):
+        """The k-th largest, [B, 1], over all shards' candidates v [B, c] (-inf where there are fewer than k)."""
+        if self.latent:
+            v = lax.all_gather(v, self.latent, axis=1, tiled=True)
+        if v.shape[-1] < k:
+            return jnp.full_like(v, -jnp.inf, shape=(len(v), 1))
+        return lax.top_k(v, k)[0].min(-1, keepdims=True)
+
+
+ALONE = Layout()
+SHARDED = Layout(DATA, LATENT)
+
+
+def _varying(a) -> frozenset:
+    kind = jax.typeof(a)
+    if hasattr(kind, "manual_axis_type"):  # jax >= 0.11
+        return frozenset(kind.manual_axis_type.varying)
+    return frozenset(kind.vma)

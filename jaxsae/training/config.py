@@ -1,0 +1,80 @@
+"""The settings of the autoencoder and of its training; each field is a flag of `jaxsae train`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxsae.errors import BadInput
+from jaxsae.precision import Products
+from jaxsae.sae.struct import Decoder, Normalise, Spec
+
+
+@dataclass(frozen=True)
+class SAEConfig:
+    n: int = 4096
+    """Number of latents."""
+    k: int = 32
+    """Latents kept per token."""
+    activation: Literal["topk"] = "topk"
+    """Activation function."""
+    normalise: Normalise = "unit_norm"
+    """Per-token normalisation, saved with the autoencoder: unit_norm as in Gao et al. 2024, ln_std as in their code."""
+    decoder: Decoder = "unit_norm"
+    """Keep decoder rows at norm 1 (projected gradient, renormalised after each step) or leave them free."""
+    subtract_b_dec: bool = True
+    """Subtract the decoder's bias from the input of the encoder."""
+    select: Products = "float32"
+    """Precision of the product that chooses latents; values and gradients are exact whatever it is."""
+
+    def __post_init__(self):
+        if self.n < 1:
+            raise BadInput(f"--sae.n is {self.n}: give at least 1 latent")
+        if not 1 <= self.k <= self.n:
+            raise BadInput(f"--sae.k is {self.k}: allowed is 1 to --sae.n, which is {self.n}")
+
+    def spec(self) -> Spec:
+        return Spec(self.activation, self.k, self.normalise, self.decoder, self.subtract_b_dec)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    objective: Literal["local"] = "local"
+    """What is minimised: local is the reconstruction error of the activation itself."""
+    tokens: int = 2_000_000
+    """Tokens to train on; the last step may go over by less than a batch."""
+    batch_size: int = 2048
+    """Tokens per step."""
+    lr: float | None = None
+    """Learning rate; 2e-4 / sqrt(n / 2^14) unless given."""
+    seed: int = 0
+    """Seed of the weights and of the order of the data."""
+    auxk_coef: float = 1 / 32
+    """Weight of AuxK, the loss that revives dead latents; 0 turns it off."""
+    k_aux: int | None = None
+    """Dead latents used per token by AuxK; the power of two closest to d / 2 unless given."""
+    dead_after: int | None = None
+    """A latent is dead after so many idle tokens; 10 million, or a fifth of the run where that is less, unless given."""
+    ema: float = 0.999
+    """Decay of the average of the weights that is exported; 0 turns it off."""
+    mesh: tuple[int, int] | None = None
+    """Devices along `data` and along `latent`; all on `data` unless given, or on `latent` where the state needs it."""
+
+    def __post_init__(self):
+        for name in ("tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: give at least 1")
+        if not 0 <= self.ema < 1:
+            raise BadInput(f"--ema is {self.ema}: allowed is 0 (off) up to, not including, 1")
+        if self.lr is not None and not self.lr > 0:
+            raise BadInput(f"--lr is {self.lr}: give a positive learning rate")
+
+    @property
+    def steps(self) -> int:
+        return -(-self.tokens // self.batch_size)
+
+    def learning_rate(self, n: int) -> float:
+        """The rule read off fig. 3 of Gao et al. 2024: 2e-4 / sqrt(n / 2^14)."""
+        return self.lr if self.lr is not None else 2e-4 / (n / 2**14) ** 0.5
+
+    def dead_window(self) -> int:
+        """Idle tokens after which a latent counts as dead."""
+        return self.dead_after if self.dead_after is not None else max(1, min(10_000_000, self.tokens // 5))
