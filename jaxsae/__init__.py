@@ -1,0 +1,33 @@
+"""jaxsae: sparse autoencoders for language models, in JAX."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+# Public names and where they live; imported when first used, so that `import jaxsae` costs little more than JAX.
+_NAMES = {
+    "SAE": "jaxsae.sae.struct",
+    "Spec": "jaxsae.sae.struct",
+    "Code": "jaxsae.sae.struct",
+    "encode": "jaxsae.sae.forward",
+    "decode": "jaxsae.sae.forward",
+    "dense": "jaxsae.sae.forward",
+    "load": "jaxsae.sae.files",
+    "describe": "jaxsae.sae.files",
+    "BadInput": "jaxsae.errors",
+}
+_MODULES = ("lm",)
+
+__all__ = [*_NAMES, *_MODULES]
+
+
+def __getattr__(name):
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"jaxsae.{name}")
+    raise AttributeError(f"module 'jaxsae' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

@@ -1,5 +1,6 @@
 """The tensorflow-datasets builder of a dataset of contexts; a module of its own, because tfds wants it in a package."""
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 
@@ -13,7 +14,7 @@ class Contexts(tfds.core.GeneratorBasedBuilder):
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self):
-        tokens = tfds.features.Tensor(shape=(self._context,), dtype="int32")
+        tokens = tfds.features.Tensor(shape=(self._context,), dtype=np.int32)
         # Kept in the order of the text: shuffling is the reader's.
         return tfds.core.DatasetInfo(
             builder=self, features=tfds.features.FeaturesDict({"tokens": tokens}), disable_shuffling=True

@@ -5,7 +5,9 @@ is held out. The result is a tensorflow-datasets dataset in ArrayRecord files, u
 by a fingerprint of text, tokenizer and T: the same input is tokenised once.
 """
 
+import contextlib
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -15,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from jaxsae.data import text
 from jaxsae.errors import BadInput
@@ -59,16 +62,26 @@ def prepare(sources: Sequence[str], tokenizer, context: int, cache: str | None =
 
 
 def _write(folder: Path, sources, tokenizer, context: int):
+    import tensorflow_datasets as tfds
+
     from jaxsae.data.builder import Contexts
 
     counts = dict.fromkeys(SPLITS, 0)
+    bar = tqdm(desc="tokenising", unit="tok", unit_scale=True, leave=False, mininterval=1)
 
     def examples(split: str) -> Iterator[np.ndarray]:
         for tokens in contexts(split_documents(text.documents(sources), split), tokenizer, context):
             counts[split] += 1
+            bar.update(context)
             yield tokens
 
-    Contexts(data_dir=folder, context=context, examples=examples).download_and_prepare()
+    # tfds prints several lines and bars of its own.
+    tfds.disable_progress_bar()
+    try:
+        with bar, contextlib.redirect_stdout(io.StringIO()):
+            Contexts(data_dir=folder, context=context, examples=examples).download_and_prepare()
+    finally:
+        tfds.enable_progress_bar()
     for split, count in counts.items():
         if count == 0:
             raise BadInput(

@@ -53,8 +53,9 @@ class TrainingConfig:
     """Dead latents used per token by AuxK; the power of two closest to d / 2 unless given."""
     dead_after: int | None = None
     """A latent is dead after so many idle tokens; 10 million, or a fifth of the run where that is less, unless given."""
-    ema: float = 0.999
-    """Decay of the average of the weights that is exported; 0 turns it off."""
+    ema: float | None = None
+    """Decay of the average of the weights that is exported, 0 for none; 0.999, or an average over a tenth of the run
+    where that is shorter, unless given."""
     mesh: tuple[int, int] | None = None
     """Devices along `data` and along `latent`; all on `data` unless given, or on `latent` where the state needs it."""
 
@@ -62,7 +63,7 @@ class TrainingConfig:
         for name in ("tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: give at least 1")
-        if not 0 <= self.ema < 1:
+        if self.ema is not None and not 0 <= self.ema < 1:
             raise BadInput(f"--ema is {self.ema}: allowed is 0 (off) up to, not including, 1")
         if self.lr is not None and not self.lr > 0:
             raise BadInput(f"--lr is {self.lr}: give a positive learning rate")
@@ -74,6 +75,10 @@ class TrainingConfig:
     def learning_rate(self, n: int) -> float:
         """The rule read off fig. 3 of Gao et al. 2024: 2e-4 / sqrt(n / 2^14)."""
         return self.lr if self.lr is not None else 2e-4 / (n / 2**14) ** 0.5
+
+    def ema_decay(self) -> float:
+        """0.999 (app. A.5), whose average spans about 1000 steps; short runs would drag their beginning along."""
+        return self.ema if self.ema is not None else max(0.0, min(0.999, 1 - 10 / self.steps))
 
     def dead_window(self) -> int:
         """Idle tokens after which a latent counts as dead."""

@@ -1,8 +1,8 @@
 """One training step as a pure function of (state, batch). B tokens, d width, n latents, c slots of a code.
 
 Sharding, in the notation that `jax.typeof` prints under a mesh with explicit axes: tokens [B@data, d], weights
-[n@latent, d], counters [n@latent]. shard_map is around the autoencoder only; the objective, the optimizer and the
-averages are plain code over global arrays.
+[n@latent, d], counters [n@latent]. shard_map is around the autoencoder only (sae/sharded.py); the objective, the optimizer and the averages
+are plain code over global arrays.
 """
 
 from dataclasses import dataclass, replace
@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxsae.sae.auxk import auxk_loss
-from jaxsae.sae.forward import reconstruct, sparse_code
-from jaxsae.sae.layout import EVERYWHERE, LATENTS, SHARDED, TOKENS
-from jaxsae.sae.struct import SAE, partition_specs
+from jaxsae.sae.normalise import normalise
+from jaxsae.sae.sharded import autoencode, dead_loss
+from jaxsae.sae.struct import SAE
 from jaxsae.training import objectives
 from jaxsae.training.config import SAEConfig, TrainingConfig
 from jaxsae.training.optimizer import ema_update
@@ -61,27 +60,6 @@ def hyper(sae: SAEConfig, training: TrainingConfig) -> Hyper:
     return Hyper(training.learning_rate(sae.n), training.auxk_coef, training.dead_window())
 
 
-def autoencode(params: SAE, x, select):
-    """Reconstruction [B@data, d], mean L0 and firing counts [n@latent] of normalised tokens x [B@data, d]."""
-
-    def local(params, x):
-        v, i = sparse_code(params, x, SHARDED, select)
-        fired = jnp.zeros_like(params.b_enc, jnp.int32).at[i].add((v > 0).astype(jnp.int32))
-        active = SHARDED.sum_latents(SHARDED.sum_tokens((v > 0).sum()))
-        return reconstruct(params, v, i, SHARDED), active, SHARDED.sum_tokens(fired)
-
-    specs = partition_specs(params), TOKENS
-    xhat, active, fired = jax.shard_map(local, in_specs=specs, out_specs=(TOKENS, EVERYWHERE, LATENTS))(params, x)
-    return xhat, active / len(x), fired
-
-
-def dead_loss(params: SAE, x, error, dead, k_aux: int):
-    """AuxK over the mesh: x and error [B@data, d], dead [n@latent] -> scalar."""
-    auxk = partial(auxk_loss, k_aux=k_aux, layout=SHARDED)
-    specs = partition_specs(params), TOKENS, TOKENS, LATENTS
-    return jax.shard_map(auxk, in_specs=specs, out_specs=EVERYWHERE)(params, x, error, dead)
-
-
 def make_loss(sae: SAEConfig, training: TrainingConfig, k_aux: int):
     """loss(params, batch, dead, mse_scale, auxk_coef, with_auxk) -> (loss, (metrics, firing counts [n]))."""
     fidelity = objectives.get(training.objective)
@@ -95,20 +73,22 @@ def make_loss(sae: SAEConfig, training: TrainingConfig, k_aux: int):
             aux = dead_loss(params, x, y - xhat, dead, k_aux)
             total = total + auxk_coef * aux
         error, variance = jnp.mean((y - xhat) ** 2), jnp.mean((y - y.mean(0)) ** 2)
-        metrics |= {"loss": total, "auxk": aux, "l0": l0, "nmse": error / variance}
+        metrics |= {"loss": total, "auxk": aux, "l0": l0.mean(), "nmse": error / variance}
         return total, (metrics, fired)
 
     return loss
 
 
 def make_step(sae: SAEConfig, training: TrainingConfig, optimizer, k_aux: int):
-    """step(state, batch, hyper) -> (state, metrics) for normalised batches (x, y) of [B@data, d]; to be jitted."""
+    """step(state, x, hyper) -> (state, metrics) for activations x [B@data, d] in the units of their source; to be jitted."""
     loss = make_loss(sae, training, k_aux)
 
     def gradient(with_auxk):
         return lambda *args: jax.value_and_grad(loss, has_aux=True)(*args, with_auxk)
 
-    def step(state: TrainState, batch, hyper: Hyper):
+    def step(state: TrainState, x, hyper: Hyper):
+        x, _, _ = normalise(x, sae.normalise)
+        batch = x, x
         # AuxK sees the counters from before the step, so that neither the mesh nor micro-batches change it.
         dead = state.idle >= hyper.dead_window
         args = state.params, batch, dead, state.mse_scale, hyper.auxk_coef
@@ -119,13 +99,13 @@ def make_step(sae: SAEConfig, training: TrainingConfig, optimizer, k_aux: int):
             (_, (metrics, fired)), grads = jax.lax.cond(dead.any(), gradient(True), gradient(False), *args)
         updates, opt = optimizer.update(grads, state.opt, state.params, lr=hyper.lr)
         params = optax.apply_updates(state.params, updates)
-        idle = jnp.where(fired > 0, 0, jnp.minimum(state.idle + len(batch[0]), IDLE_CAP))
+        idle = jnp.where(fired > 0, 0, jnp.minimum(state.idle + len(x), IDLE_CAP))
         metrics |= {"dead_fraction": (idle >= hyper.dead_window).mean(), "grad_norm": optax.global_norm(grads)}
         state = replace(
             state,
             params=params,
             opt=opt,
-            ema=None if state.ema is None else ema_update(state.ema, params, training.ema),
+            ema=None if state.ema is None else ema_update(state.ema, params, training.ema_decay()),
             idle=idle,
             step=state.step + 1,
         )

@@ -1,0 +1,92 @@
+"""The command `jaxsae`: train and eval. Exit status: 0 done, 1 failed, 2 bad input, 130 or 143 interrupted and saved."""
+
+import errno
+import sys
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxsae.config import FLAT, Config
+from jaxsae.errors import BadInput, Interrupted
+
+Debug = Annotated[bool, tyro.conf.arg(help="Show tracebacks.")]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a sparse autoencoder on a language model's activations, evaluate it and save it.
+
+    Without any flag: a TopK autoencoder of the embedded language model, on the source files of the standard library.
+    """
+
+    config: Annotated[Config, FLAT] = field(default_factory=Config)
+    debug: Debug = False
+
+    def __call__(self):
+        from jaxsae.run import table, train
+
+        summary = train(self.config)
+        print(table(summary))
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Evaluate a trained run on held-out text; prints a table and writes eval.json into the run folder."""
+
+    folder: tyro.conf.Positional[str]
+    """Run folder."""
+    tokens: int = 262_144
+    """Held-out tokens."""
+    text: tuple[str, ...] = ()
+    """Text sources; those of the run unless given."""
+    mesh: tuple[int, int] | None = None
+    """Devices along `data` and along `latent`; chosen as in training unless given."""
+    debug: Debug = False
+
+    def __call__(self):
+        from jaxsae.run import evaluate, table
+
+        print(table(evaluate(Path(self.folder), self.tokens, self.mesh, self.text)))
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    args = sys.argv[1:] if args is None else args
+    debug = "--debug" in args
+    try:
+        tyro.extras.subcommand_cli_from_dict({"train": Train, "eval": Eval}, args=args, prog="jaxsae")()
+        return 0
+    except Interrupted as stop:
+        print(f"jaxsae: {stop}", file=sys.stderr)
+        return stop.status
+    except BadInput as error:
+        return _fail(str(error), 2, debug)
+    except Exception as error:
+        if _disk_is_full(error):
+            return _fail(f"the disk is full: what was saved before is whole; free space and --resume ({error})", 2, debug)
+        return _fail(f"{type(error).__name__}: {error}", 1, debug)
+
+
+def _fail(message: str, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"jaxsae: {message}", file=sys.stderr)
+    return status
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        # tensorstore reports it as text.
+        if "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

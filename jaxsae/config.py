@@ -1,0 +1,75 @@
+"""The whole configuration of a run, composed of what each part defines for itself. Every field is a flag."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxsae.data.config import DataConfig
+from jaxsae.errors import BadInput
+from jaxsae.lm.config import LMConfig
+from jaxsae.training.config import SAEConfig, TrainingConfig
+from jaxsae.training.logs import LogConfig
+
+# The fields of these become flags without a prefix.
+FLAT = tyro.conf.arg(name="")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a sparse autoencoder on a language model's activations."""
+
+    run: str | None = None
+    """Run folder to write; runs/<time>-<activation>-n<n>-k<k> unless given."""
+    resume: bool = False
+    """With --run: start, or go on from the newest checkpoint there."""
+    eval_tokens: int = 65_536
+    """Held-out tokens of the evaluation at the end."""
+    model: Annotated[LMConfig, FLAT] = field(default_factory=LMConfig)
+    data: Annotated[DataConfig, FLAT] = field(default_factory=DataConfig)
+    sae: SAEConfig = field(default_factory=SAEConfig)
+    training: Annotated[TrainingConfig, FLAT] = field(default_factory=TrainingConfig)
+    log: Annotated[LogConfig, FLAT] = field(default_factory=LogConfig)
+
+    def __post_init__(self):
+        if self.resume and self.run is None:
+            raise BadInput("--resume needs --run DIR, the folder to go on with")
+        if self.eval_tokens < 1:
+            raise BadInput(f"--eval-tokens is {self.eval_tokens}: give at least 1")
+
+
+# What may differ when a run is resumed: none of it changes the result, but for float rounding on another mesh.
+FREE = {"run", "resume", "eval_tokens", "log", "data.cache", "training.mesh"}
+
+
+def to_json(config: Config) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=1) + "\n"
+
+
+def from_json(path: Path) -> Config:
+    """The configuration saved in a run folder. Raises BadInput where there is none."""
+    try:
+        said = json.loads(path.read_text())
+        parts = {f.name: said[f.name] for f in dataclasses.fields(Config)}
+        kinds = {"model": LMConfig, "data": DataConfig, "sae": SAEConfig, "training": TrainingConfig, "log": LogConfig}
+        as_tuples = lambda d: {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
+        parts |= {name: kind(**as_tuples(parts[name])) for name, kind in kinds.items()}
+        return Config(**parts)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path} is not the configuration of a run: {error}") from error
+
+
+def differences(saved: Config, given: Config) -> list[str]:
+    """What of `given` contradicts a saved run, as `flag: saved value, not given value`."""
+    flatten = lambda c: {
+        (f"{k}.{kk}" if isinstance(v, dict) else k): vv
+        for k, v in dataclasses.asdict(c).items()
+        for kk, vv in (v.items() if isinstance(v, dict) else [(k, v)])
+    }
+    a, b = flatten(saved), flatten(given)
+    changed = [name for name in a if a[name] != b[name] and not {name, name.split(".")[0]} & FREE]
+    flag = lambda name: "--" + (name if name.startswith("sae.") else name.split(".")[-1]).replace("_", "-")
+    return [f"{flag(name)} was {a[name]}, not {b[name]}" for name in changed]

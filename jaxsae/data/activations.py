@@ -1,0 +1,164 @@
+"""Activations to train on, as a pure function of the step. T rows of a context, d width, B rows of a batch.
+
+A chunk is a number of contexts' activations, enough for some batches, computed at once. Its contexts are split into
+lanes; each lane permutes its rows and gives an equal part of every batch. Rows so mix within and across contexts, no
+row moves between devices (lanes are split over the `data` axis), and the batches do not depend on the mesh.
+The only state is the step: batch s comes from chunk s // batches, whose contexts come from a shuffle by index.
+"""
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxsae.errors import BadInput
+from jaxsae.lm.hooks import Hook, parse
+from jaxsae.lm.model import LM, prefix
+from jaxsae.mesh import place
+
+LANES = 64
+TOKENS_AT_ONCE = 8192
+
+
+class Source(Protocol):
+    """Where contexts of activations come from: a language model that reads tokens, or files."""
+
+    width: int  # d
+    rows: int  # rows that one context gives
+    shape: tuple[int, ...]  # host data of one context
+    dtype: Any  # of the host data
+    fingerprint: str  # changes with the data
+
+    def __len__(self) -> int:
+        """Contexts before the order repeats."""
+
+    def host(self, start: int, stop: int) -> np.ndarray:
+        """Host data of contexts number start to stop of the endless shuffled order, [stop - start, *shape]."""
+
+    def activations(self, host: jax.Array) -> jax.Array:
+        """Host data on devices [c@data, *shape] -> activations [c@data, rows, d]."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How chunks, lanes and batches divide."""
+
+    batch: int  # rows of a batch
+    rows: int  # rows of a context
+    lanes: int
+    batches: int  # batches of a chunk
+    contexts: int  # contexts of a chunk
+
+    @classmethod
+    def of(cls, batch: int, rows: int, data_axis: int, batches: int) -> "Plan":
+        """Raises BadInput where a batch cannot be split over `data_axis` devices."""
+        if batch % data_axis:
+            raise BadInput(
+                f"--batch-size {batch} does not divide over the {data_axis} devices of the mesh's data axis: "
+                f"give a multiple of {data_axis}"
+            )
+        # As many lanes as the mesh needs, and the same number on every mesh that divides LANES.
+        lanes = math.gcd(batch, LANES) if math.gcd(batch, LANES) % data_axis == 0 else data_axis
+        per_lane = -(-batches * batch // (rows * lanes))
+        return cls(batch, rows, lanes, batches, per_lane * lanes)
+
+
+class Batches:
+    """Batches [B@data, d] of activations in the units of their source, by step."""
+
+    def __init__(self, source: Source, plan: Plan, mesh: jax.sharding.Mesh, seed: int):
+        self.source, self.plan, self.mesh = source, plan, mesh
+        self.key = jax.random.key(seed)
+
+    def _place(self, number: int) -> jax.Array:
+        c, source = self.plan.contexts, self.source
+        read = lambda start, stop: source.host(number * c + start, number * c + stop)
+        return place(read, (c, *source.shape), source.dtype, NamedSharding(self.mesh, P("data")))
+
+    def _shuffled(self, number: int, host: jax.Array) -> jax.Array:
+        with jax.set_mesh(self.mesh):
+            return _shuffle(self.source.activations(host), jax.random.fold_in(self.key, number), self.plan)
+
+    def chunk(self, number: int) -> jax.Array:
+        """The batches of chunk `number`, [batches, B@data, d]."""
+        return self._shuffled(number, self._place(number))
+
+    def stream(self, start: int, stop: int) -> Iterator[jax.Array]:
+        """Batches number `start` to `stop`; the next chunk's host data are read while this chunk is used."""
+        per, last = self.plan.batches, -(-stop // self.plan.batches)
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(self._place, start // per)
+            for number in range(start // per, last):
+                host = ahead.result()
+                if number + 1 < last:
+                    ahead = reader.submit(self._place, number + 1)
+                chunk = self._shuffled(number, host)
+                for step in range(max(start, number * per), min(stop, (number + 1) * per)):
+                    with jax.set_mesh(self.mesh):
+                        batch = _batch(chunk, step - number * per)
+                    yield batch
+
+
+@partial(jax.jit, static_argnames="plan")
+def _shuffle(x, key, plan: Plan):
+    """[c@data, rows, d] -> [batches, B@data, d]: each lane's rows permuted and dealt out to the batches."""
+    per_lane = plan.batches * plan.batch // plan.lanes
+
+    def local(x, key):
+        lanes = len(x) * plan.lanes // plan.contexts
+        x = x.reshape(lanes, -1, x.shape[-1])
+
+        def permute(lane, x):
+            return x[jax.random.permutation(jax.random.fold_in(key, lane), len(x))[:per_lane]]
+
+        x = jax.vmap(permute)(lax.axis_index("data") * lanes + jnp.arange(lanes), x)
+        x = x.reshape(lanes, plan.batches, -1, x.shape[-1])
+        return x.swapaxes(0, 1).reshape(plan.batches, -1, x.shape[-1])
+
+    return jax.shard_map(local, in_specs=(P("data"), P()), out_specs=P(None, "data"))(x, key)
+
+
+_batch = jax.jit(lambda chunk, i: lax.dynamic_index_in_dim(chunk, i, keepdims=False))
+
+
+class TextSource:
+    """Activations of a language model at a hook point, on prepared tokens."""
+
+    dtype = np.int32
+
+    def __init__(self, lm: LM, hook: str, contexts, context: int, skip_first: bool, fingerprint: str):
+        """`contexts` is a TokenContexts of `context` tokens; `skip_first` leaves out position 0. lm lies on the mesh."""
+        self.lm, self.hook, self.contexts, self.skip_first = lm, parse(hook, lm.config.n_layer), contexts, skip_first
+        self.width, self.rows, self.shape = lm.config.width(self.hook), context - skip_first, (context,)
+        self.fingerprint = fingerprint
+
+    def __len__(self):
+        return len(self.contexts)
+
+    def host(self, start, stop):
+        return self.contexts.read(start, stop)
+
+    def activations(self, host):
+        return _activations(self.lm, host, self.hook, self.skip_first)
+
+
+@partial(jax.jit, static_argnames=("hook", "skip_first"))
+def _activations(lm: LM, tokens, hook: Hook, skip_first: bool):
+    """Token ids [c@data, T] -> activations [c@data, T or T - 1, d], some contexts at a time."""
+
+    def local(lm, tokens):
+        c, T = tokens.shape
+        some = max(b for b in range(1, c + 1) if c % b == 0 and b * T <= max(TOKENS_AT_ONCE, T))
+        x = lax.map(lambda t: prefix(lm, t, hook), tokens.reshape(-1, some, T))
+        return x.reshape(c, T, -1)[:, int(skip_first) :]
+
+    return jax.shard_map(local, in_specs=(P(), P("data")), out_specs=P("data"))(lm, tokens)

@@ -1,0 +1,29 @@
+"""The settings of the data; each field is a flag of `jaxsae train`."""
+
+from dataclasses import dataclass
+
+from jaxsae.errors import BadInput
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    text: tuple[str, ...] = ("stdlib",)
+    """Text sources: stdlib, files and globs (.txt, .jsonl, compressed or in archives), tfds:NAME, hf:NAME."""
+    activations: str | None = None
+    """Train on activations from a folder of .npy or .safetensors shards [rows, d] instead of a language model's."""
+    context: int = 64
+    """Tokens of a context."""
+    skip_first: bool = False
+    """Leave out position 0 of each context."""
+    chunk: int = 16
+    """Batches whose activations are computed, and shuffled, together."""
+    cache: str | None = None
+    """Folder for tokenised text; $JAXSAE_CACHE or ~/.cache/jaxsae unless given."""
+
+    def __post_init__(self):
+        if self.context < 2:
+            raise BadInput(f"--context is {self.context}: give at least 2 tokens")
+        if self.chunk < 1:
+            raise BadInput(f"--chunk is {self.chunk}: give at least 1 batch")
+        if not self.text and self.activations is None:
+            raise BadInput("--text is empty: give at least one source")

@@ -1,0 +1,58 @@
+"""What the language model loses when an autoencoder's reconstruction takes the activation's place (sec. 3.4).
+
+b contexts, T positions. The substitution is at every position. CE in nats of the next token, so T - 1 positions have
+one; KL(original || substituted) at all T.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxsae.lm.hooks import parse
+from jaxsae.lm.model import LM, run, suffix
+
+
+def logits_with(lm: LM, tokens, hook: str, activation):
+    """Logits [b, T, V] of `tokens` with the activation at `hook` replaced by `activation` [b, T, d]."""
+    if parse(hook, lm.config.n_layer).residual:
+        return suffix(lm, activation, hook)
+    return run(lm, tokens, {hook: lambda _: activation})
+
+
+def cross_entropy(logits, tokens):
+    """[b, T]: -log p(next token); 0 at the last position, which has no next token."""
+    log_p = jax.nn.log_softmax(logits[:, :-1])
+    ce = -jnp.take_along_axis(log_p, tokens[:, 1:, None], -1)[..., 0]
+    return jnp.pad(ce, ((0, 0), (0, 1)))
+
+
+def kl(original, substituted):
+    """[b, T]: KL(original || substituted) of the next-token distributions."""
+    p, q = jax.nn.log_softmax(original), jax.nn.log_softmax(substituted)
+    return (jnp.exp(p) * (p - q)).sum(-1)
+
+
+def losses(lm: LM, tokens, hook: str, x, substitutes: dict):
+    """Per-token losses [b, T] of the original pass, of zero-ablation, and of each substitute [b, T, d] for x."""
+    original = logits_with(lm, tokens, hook, x)
+    out = {
+        "ce_original": cross_entropy(original, tokens),
+        "ce_zero": cross_entropy(logits_with(lm, tokens, hook, jnp.zeros_like(x)), tokens),
+    }
+    for name, xhat in substitutes.items():
+        logits = logits_with(lm, tokens, hook, xhat)
+        out[f"{name}ce_substituted"] = cross_entropy(logits, tokens)
+        out[f"{name}kl"] = kl(original, logits)
+    return out
+
+
+def metrics(sums: dict, predicted: float, tokens: float, prefix: str = "") -> dict[str, float]:
+    """Means of summed losses over `predicted` next tokens and `tokens` positions, for the substitute `prefix`."""
+    original, zero = sums["ce_original"] / predicted, sums["ce_zero"] / predicted
+    substituted = sums[f"{prefix}ce_substituted"] / predicted
+    return {
+        "ce_original": float(original),
+        "ce_substituted": float(substituted),
+        "delta_ce": float(substituted - original),
+        "kl": float(sums[f"{prefix}kl"] / tokens),
+        "ce_recovered": float((zero - substituted) / (zero - original)),
+    }

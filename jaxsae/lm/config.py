@@ -1,0 +1,17 @@
+"""The settings of the subject model; each field is a flag of `jaxsae train`."""
+
+from dataclasses import dataclass
+
+from jaxsae.precision import Products
+
+
+@dataclass(frozen=True)
+class LMConfig:
+    lm: str = "embedded"
+    """Language model: embedded, a folder in Hugging Face format, or a hub name such as gpt2."""
+    hook: str | None = None
+    """Hook point, by TransformerLens's name; the residual stream at three quarters of the depth unless given."""
+    lm_products: Products = "float32"
+    """Precision of the language model's matrix products."""
+    process_weights: bool = False
+    """Apply TransformerLens's weight processing (folded norms, centred writes) to the language model."""

@@ -1,0 +1,257 @@
+"""One run from its configuration: compose data, model and training, write the run folder, evaluate."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from jaxsae import __version__, config as configs
+from jaxsae.config import Config
+from jaxsae.data.activations import Batches, Plan
+from jaxsae.errors import BadInput
+from jaxsae.evals.report import evaluate as evaluate_saes
+from jaxsae.sae import files as sae_files
+from jaxsae.sae.auxk import default_k_aux
+from jaxsae.sae.struct import SAE
+from jaxsae.setting import Setting, make_setting
+from jaxsae.training.checkpoint import Checkpoints
+from jaxsae.training.logs import METRICS, Logs
+from jaxsae.training.loop import train as train_loop
+from jaxsae.training.optimizer import ema_weights, make_optimizer, unit_rows
+from jaxsae.training.plot import plot
+from jaxsae.training.start import abstract_state, first_state
+from jaxsae.training.step import TrainState, hyper, make_step
+
+CONFIG, MANIFEST, SUMMARY, EVAL = "config.json", "manifest.json", "summary.json", "eval.json"
+
+
+def train(config: Config) -> dict:
+    """Train, export, evaluate: the whole run folder; returns its summary. Raises BadInput, Interrupted or Diverged."""
+    folder = Path(config.run or _default_folder(config))
+    config = dataclasses.replace(config, run=str(folder))
+    _check_folder(folder, config)
+    setting = make_setting(config)
+    training, size = config.training, config.training.batch_size
+    plan = Plan.of(size, setting.source.rows, setting.mesh.shape["data"], config.data.chunk)
+    batches = Batches(setting.source, plan, setting.mesh, training.seed)
+    _write_facts(folder, config, setting)
+    k_aux = min(training.k_aux or default_k_aux(setting.source.width), config.sae.n)
+    step = make_step(config.sae, training, make_optimizer(config.sae.decoder), k_aux)
+    step, knobs = jax.jit(step, donate_argnums=0), hyper(config.sae, training)
+
+    def under_mesh(state, x):
+        with jax.set_mesh(setting.mesh):
+            return step(state, x, knobs)
+
+    with ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", config.log.keep_checkpoints))
+        state = checkpoints.restore(abstract_state(setting.source.width, setting.mesh, config.sae, training))
+        if state is None:
+            state = first_state(batches.chunk(0), setting.mesh, config.sae, training)
+        start = int(state.step)
+        logs = stack.enter_context(Logs(folder, config.log, start, dataclasses.asdict(config)))
+        stream = batches.stream(start, training.steps)
+        state, seconds = train_loop(state, stream, under_mesh, training.steps, size, checkpoints, logs, config.log)
+    rate = (training.steps - start) * size / seconds if seconds else _read(folder / SUMMARY).get("tokens_per_second")
+    return _finish(folder, config, setting, state, rate)
+
+
+def evaluate(folder: Path, tokens: int, mesh: tuple[int, int] | None = None, text: tuple[str, ...] = ()) -> dict:
+    """Evaluate a run's newest checkpoint on held-out tokens, of its own text or another; writes eval.json."""
+    config = configs.from_json(folder / CONFIG)
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, text=text or config.data.text),
+        training=dataclasses.replace(config.training, mesh=mesh),
+    )
+    setting = make_setting(config)
+    with Checkpoints(folder / "checkpoints", config.log.keep_checkpoints) as checkpoints:
+        state = checkpoints.restore(abstract_state(setting.source.width, setting.mesh, config.sae, config.training))
+    if state is None:
+        raise BadInput(f"{folder} has no checkpoint yet: train it first")
+    metrics, by_position = _measure(config, setting, state, tokens)
+    metrics["tokens_per_second"] = _read(folder / SUMMARY).get("tokens_per_second")
+    if jax.process_index() == 0:
+        _write(folder / EVAL, {**metrics, **by_position})
+    return {**metrics, **by_position}
+
+
+def table(metrics: dict) -> str:
+    """The metrics that people look at first, as text."""
+    columns = {"": "exported", "raw_": "without EMA", "no_pos0_": "no position 0"}
+    columns = {p: title for p, title in columns.items() if f"{p}nmse" in metrics}
+    names = ("nmse", "l0", "dead_fraction", "ce_original", "ce_substituted", "delta_ce", "kl", "ce_recovered")
+    show = lambda value: "" if value is None else f"{value:.4f}"
+    lines = [f"{'held-out':<15}" + "".join(f"{title:>15}" for title in columns.values())]
+    for name in names:
+        values = [metrics.get(f"{p}{name}") for p in columns]
+        if any(v is not None for v in values):
+            lines.append(f"{name:<15}" + "".join(f"{show(v):>15}" for v in values))
+    return "\n".join(lines)
+
+
+def _default_folder(config: Config) -> str:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return f"runs/{stamp}-{config.sae.activation}-n{config.sae.n}-k{config.sae.k}"
+
+
+def _check_folder(folder: Path, config: Config):
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise BadInput(f"--run {folder} is a file: give a folder that is not there yet")
+    if not any(folder.iterdir()):
+        return
+    if not config.resume:
+        raise BadInput(f"--run {folder} exists: give another folder, or --resume to go on with it")
+    if not (folder / CONFIG).exists():
+        raise BadInput(f"--run {folder} is not a run, it has no {CONFIG}: give another folder")
+    if changed := configs.differences(configs.from_json(folder / CONFIG), config):
+        raise BadInput(
+            f"--resume with another configuration than {folder} was started with: {'; '.join(changed)}; "
+            "give the same flags, or another --run"
+        )
+
+
+def _write_facts(folder: Path, config: Config, setting: Setting):
+    """config.json as the run was started, manifest.json as it runs now."""
+    if jax.process_index() != 0:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / CONFIG).exists():
+        _replace(folder / CONFIG, configs.to_json(config))
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    device = jax.devices()[0]
+    _write(
+        folder / MANIFEST,
+        {
+            "jaxsae": __version__,
+            "python": sys.version.split()[0],
+            **{name: metadata.version(name) for name in packages},
+            "platform": device.platform,
+            "device_kind": device.device_kind,
+            "device_count": jax.device_count(),
+            "process_count": jax.process_count(),
+            "mesh": dict(setting.mesh.shape),
+            "git_commit": _git_commit(),
+            "seed": config.training.seed,
+            "data_fingerprint": setting.source.fingerprint,
+        },
+    )
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that runs, where it runs from a checkout."""
+    found = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or None
+
+
+def _finish(folder: Path, config: Config, setting: Setting, state: TrainState, rate: float | None) -> dict:
+    """Export, evaluate, summarise and draw a trained state."""
+    summary, _ = _measure(config, setting, state, config.eval_tokens)
+    summary["tokens_per_second"] = rate
+    sae = _under(setting, partial(_exported, config), state)
+    if jax.process_index() == 0:
+        sae_files.save(sae, folder / "sae", _about(config, setting, summary))
+        _write(folder / SUMMARY, summary)
+        where = f"{config.model.lm} {setting.hook}" if setting.lm else config.data.activations
+        title = f"{config.sae.activation}, n {config.sae.n}, k {config.sae.k}, {where}"
+        plot(folder / METRICS, folder / "training.png", title)
+    return summary
+
+
+def _under(setting: Setting, function, *args):
+    with jax.set_mesh(setting.mesh):
+        return jax.jit(function)(*args)
+
+
+def _exported(config: Config, state: TrainState) -> SAE:
+    """The finished autoencoder: EMA weights where EMA is on, decoder rows unit norm."""
+    if state.ema is not None:
+        return ema_weights(state.ema, state.step, config.training.ema_decay())
+    return _raw(state)
+
+
+def _raw(state: TrainState) -> SAE:
+    """The weights without EMA."""
+    params = state.params
+    return params.replace(W_dec=unit_rows(params.W_dec)) if params.spec.decoder == "unit_norm" else params
+
+
+def _measure(config: Config, setting: Setting, state: TrainState, tokens: int) -> tuple[dict, dict]:
+    """The flat metrics of the exported and the raw weights on held-out data, and NMSE by position."""
+    saes = {"": _under(setting, partial(_exported, config), state)}
+    if state.ema is not None:
+        saes["raw_"] = _under(setting, _raw, state)
+    measured, by_position = evaluate_saes(
+        saes, setting.held_out, setting.mesh, tokens, float(state.mse_scale), setting.lm, setting.hook, config.sae.select
+    )
+    window = config.training.dead_window()
+    trained = int(state.step) * config.training.batch_size
+    n, d, k = config.sae.n, setting.source.width, config.sae.k
+    return {
+        "step": int(state.step),
+        "tokens": trained,
+        **measured,
+        "dead_fraction": float(_under(setting, lambda idle: jnp.mean(idle >= window), state.idle)),
+        # Per token: the dense encoder forward, the sparse decoder forward and three sparse gradients.
+        "flops": trained * (2 * n * d + 8 * k * d),
+        # The six products of size B n d of a dense implementation.
+        "flops_dense": trained * 12 * n * d,
+    }, by_position
+
+
+def _about(config: Config, setting: Setting, summary: dict) -> dict:
+    """What `jaxsae.describe` says. No time and no path of the run, so that equal runs export equal bytes."""
+    model, data, training = config.model, config.data, config.training
+    folder = Path(model.lm)
+    return {
+        "lm": None if setting.lm is None else (str(folder.resolve()) if folder.is_dir() else model.lm),
+        "process_weights": model.process_weights,
+        "hook": setting.hook,
+        "context": data.context,
+        "skip_first": data.skip_first,
+        "text": list(data.text) if setting.lm else None,
+        "activations": data.activations,
+        "data_fingerprint": setting.source.fingerprint,
+        "objective": training.objective,
+        "n": config.sae.n,
+        "d": setting.source.width,
+        "steps": summary["step"],
+        "tokens": summary["tokens"],
+        "batch_size": training.batch_size,
+        "lr": training.learning_rate(config.sae.n),
+        "ema": training.ema_decay(),
+        "seed": training.seed,
+        "dead_fraction": summary["dead_fraction"],
+        "jaxsae": __version__,
+    }
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _write(path: Path, facts: dict):
+    _replace(path, json.dumps(facts, indent=1) + "\n")
+
+
+def _replace(path: Path, text: str):
+    """Write a file whole or not at all: what was there before survives a full disk."""
+    scratch = path.with_name(f".{path.name}.writing")
+    try:
+        scratch.write_text(text)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)

@@ -1,0 +1,117 @@
+"""Autoencoders on disk: `sae.safetensors` holds the arrays, `config.json` beside it what they mean.
+
+The safetensors header carries the same text as config.json, so the file alone is enough to load it.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsae.errors import BadInput
+from jaxsae.sae.struct import SAE, Spec
+
+WEIGHTS, CONFIG, FORMAT = "sae.safetensors", "config.json", "jaxsae-1"
+ARRAYS = ("W_enc", "b_enc", "W_dec", "b_dec")
+
+
+def save(sae: SAE, folder: Path, about: dict):
+    """Write sae.safetensors and config.json. `about` is what `describe` returns: hook, model, training facts."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {name: getattr(sae, name) for name in ARRAYS} | {f"extra.{k}": v for k, v in sae.extra.items()}
+    text = json.dumps({"format": FORMAT, "spec": dataclasses.asdict(sae.spec), "about": about}, indent=1, sort_keys=True)
+    # Written aside and renamed: an older export survives a full disk.
+    scratch = folder / f".{WEIGHTS}.writing"
+    try:
+        save_file({k: np.ascontiguousarray(v) for k, v in jax.device_get(arrays).items()}, scratch, {"jaxsae": text})
+        os.replace(scratch, folder / WEIGHTS)
+    finally:
+        scratch.unlink(missing_ok=True)
+    (folder / CONFIG).write_text(text + "\n")
+
+
+def load(path: str | Path) -> SAE:
+    """An autoencoder from a run folder, an exported folder or a safetensors file.
+
+    Raises BadInput where there is none, or where the file does not say what its arrays mean.
+    """
+    file = _find(path)
+    said = _said(file)
+    spec = _spec(said, file)
+    tensors = _tensors(file)
+    missing = [name for name in ARRAYS if name not in tensors]
+    if missing:
+        raise BadInput(f"{file} lacks {', '.join(missing)}: an autoencoder has {', '.join(ARRAYS)}")
+    extra = {k.removeprefix("extra."): jnp.asarray(v) for k, v in tensors.items() if k.startswith("extra.")}
+    sae = SAE(*(jnp.asarray(tensors[name]) for name in ARRAYS), spec, extra)
+    n, d = sae.W_enc.shape
+    shapes = {"W_enc": (n, d), "b_enc": (n,), "W_dec": (n, d), "b_dec": (d,)}
+    for name, shape in shapes.items():
+        if getattr(sae, name).shape != shape:
+            raise BadInput(f"{file} has {name} of shape {list(getattr(sae, name).shape)}, not {list(shape)}")
+    return sae
+
+
+def describe(path: str | Path) -> dict:
+    """What is known about a saved autoencoder: its spec, hook, model and training facts, as saved, nothing guessed."""
+    file = _find(path)
+    said = _said(file)
+    _spec(said, file)
+    return {**said.get("about", {}), "spec": said["spec"]}
+
+
+def _find(path: str | Path) -> Path:
+    path = Path(path)
+    for candidate in (path, path / WEIGHTS, path / "sae" / WEIGHTS):
+        if candidate.is_file():
+            return candidate
+    raise BadInput(f"{path} holds no autoencoder: give a run, a folder with {WEIGHTS}, or a safetensors file")
+
+
+def _header(file: Path) -> dict:
+    try:
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            return json.loads(stream.read(size))
+    except (ValueError, OverflowError, MemoryError, OSError) as error:
+        raise BadInput(f"{file} is not a safetensors file: {error}") from error
+
+
+def _said(file: Path) -> dict:
+    text = _header(file).get("__metadata__", {}).get("jaxsae")
+    if text is None and (file.parent / CONFIG).is_file():
+        text = (file.parent / CONFIG).read_text()
+    try:
+        said = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{file.parent / CONFIG} is not JSON: {error}") from error
+    return said if isinstance(said, dict) else {}
+
+
+def _spec(said: dict, file: Path) -> Spec:
+    wanted = [f.name for f in dataclasses.fields(Spec)]
+    spec = said.get("spec", {})
+    missing = [name for name in wanted if name not in spec]
+    if missing or said.get("format") != FORMAT:
+        missing = [f"spec.{name}" for name in missing] + ([] if said.get("format") == FORMAT else [f'"format": "{FORMAT}"'])
+        raise BadInput(
+            f"{file} does not say what its arrays mean, and nothing is guessed: "
+            f"{CONFIG} beside it must say {', '.join(missing)}"
+        )
+    return Spec(**{name: spec[name] for name in wanted})
+
+
+def _tensors(file: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise BadInput(f"{file} cannot be read: {error}") from error

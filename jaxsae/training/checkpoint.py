@@ -1,0 +1,108 @@
+"""Checkpoints of a run, by Orbax: written in the background, the newest few kept, checked when read.
+
+Each holds `weights` (parameters and their average), `optimizer` and `rest` separately, so that weights can be read
+alone, and a checksum of every array: storage formats notice most damage, not all.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from jaxsae.errors import BadInput
+from jaxsae.training.step import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run. Use as a context manager: leaving it waits for what is being written."""
+
+    def __init__(self, folder: Path, keep: int):
+        from orbax.checkpoint import v1 as ocp
+
+        self.folder = folder.absolute()
+        self._keep = ocp.training.preservation_policies.LatestN(keep)
+        self._ocp = ocp
+        self._checkpointer = None
+
+    def __enter__(self):
+        self._checkpointer = self._ocp.training.Checkpointer(
+            self.folder,
+            # Every save that is asked for is made.
+            save_decision_policy=self._ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=self._keep,
+            cleanup_tmp_directories=True,
+        )
+        return self
+
+    def __exit__(self, *_):
+        self._checkpointer.close()
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, oldest first."""
+        return sorted(c.step for c in self._checkpointer.checkpoints)
+
+    def save(self, state: TrainState):
+        """Start writing the checkpoint of `state`; one that is there for this step (a damaged one) is replaced."""
+        step = int(state.step)
+        with jax.set_mesh(state.idle.sharding.mesh):
+            sums = [int(s) for s in _checksums(state)]
+        self._checkpointer.save_checkpointables_async(
+            step, {**_split(state), "checksums": sums}, force=True, overwrite=step in self.steps()
+        )
+
+    def wait(self):
+        """Until everything is on disk."""
+        self._checkpointer.wait()
+
+    def restore(self, like: TrainState) -> TrainState | None:
+        """The newest checkpoint that is whole, laid out as `like` (arrays or their shapes and shardings).
+
+        None where there is none at all. A damaged one is named on stderr and the one before it taken; BadInput where
+        all are damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                state = self._read(step, like)
+            except Exception as error:  # Orbax, tensorstore and JSON each raise their own for damaged files
+                reason = str(error).strip().split("\n")[0][:200]
+                print(f"the checkpoint of step {step} in {self.folder} is damaged ({reason})", file=sys.stderr)
+                continue
+            if step != steps[-1]:
+                print(f"going on from the checkpoint of step {step}", file=sys.stderr)
+            return state
+        if steps:
+            raise BadInput(f"every checkpoint in {self.folder} is damaged: delete the run folder to start again")
+        return None
+
+    def _read(self, step: int, like: TrainState) -> TrainState:
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
+        parts = self._checkpointer.load_checkpointables(step, {**_split(shapes), "checksums": None})
+        state = replace(like, **parts["weights"], **parts["optimizer"], **parts["rest"])
+        with jax.set_mesh(state.idle.sharding.mesh):
+            if [int(s) for s in _checksums(state)] != parts["checksums"]:
+                raise ValueError("its numbers do not have the checksums that were saved with them")
+        return state
+
+
+def _split(state: TrainState) -> dict:
+    return {
+        "weights": {"params": state.params, "ema": state.ema},
+        "optimizer": {"opt": state.opt},
+        "rest": {"idle": state.idle, "mse_scale": state.mse_scale, "key": state.key, "step": state.step},
+    }
+
+
+@jax.jit
+def _checksums(state: TrainState):
+    """The bits of each array as integers, summed modulo 2^32: the same on every mesh."""
+
+    def checksum(a):
+        a = jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a
+        width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[a.dtype.itemsize]
+        bits = jax.lax.bitcast_convert_type(a, width).astype(jnp.uint32)
+        return jnp.sum(bits, dtype=jnp.uint32)
+
+    return [checksum(a) for a in jax.tree.leaves(state)]

@@ -1,0 +1,103 @@
+"""Where a run's numbers go while it trains: metrics.jsonl always, TensorBoard and W&B if asked for. Process 0 only."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from jaxsae.errors import BadInput
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    log_every: int = 10
+    """Steps between two rows of metrics.jsonl; each row is the mean over them."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+    tensorboard: bool = False
+    """Also log for TensorBoard, into the run folder (needs the extra `logging`)."""
+    wandb: str | None = None
+    """Also log to this W&B project (needs the extra `logging`)."""
+
+    def __post_init__(self):
+        for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: give at least 1")
+
+
+class Logs:
+    """Writes rows {name: number} to every sink. Use as a context manager."""
+
+    def __init__(self, folder: Path, config: LogConfig, step: int, about: dict):
+        """Rows of metrics.jsonl behind `step`, which a killed run left, are dropped: they will be written again."""
+        self._sinks: list[Callable[[dict], None]] = []
+        self._close: list[Callable[[], None]] = []
+        if jax.process_index() == 0:
+            self._open_jsonl(folder / METRICS, step)
+            if config.tensorboard:
+                self._open_tensorboard(folder)
+            if config.wandb:
+                self._open_wandb(folder, config.wandb, about)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for close in self._close:
+            close()
+
+    def write(self, row: dict):
+        for sink in self._sinks:
+            sink(row)
+
+    def _open_jsonl(self, path: Path, step: int):
+        kept = [json.dumps(row) + "\n" for row in read_metrics(path) if row["step"] <= step]
+        path.write_text("".join(kept))
+        file = path.open("a")
+
+        def write(row):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+        self._sinks.append(write)
+        self._close.append(file.close)
+
+    def _open_tensorboard(self, folder: Path):
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise BadInput('--tensorboard needs tensorboardX: pip install "jaxsae[logging]"') from error
+        writer = SummaryWriter(str(folder / "tensorboard"))
+
+        def write(row):
+            for name, value in row.items():
+                writer.add_scalar(name, value, row["tokens"])
+
+        self._sinks.append(write)
+        self._close.append(writer.close)
+
+    def _open_wandb(self, folder: Path, project: str, about: dict):
+        try:
+            import wandb
+        except ImportError as error:
+            raise BadInput('--wandb needs wandb: pip install "jaxsae[logging]"') from error
+        run = wandb.init(project=project, name=folder.name, id=folder.name, resume="allow", dir=folder, config=about)
+        self._sinks.append(lambda row: run.log(row, step=row["step"]))
+        self._close.append(run.finish)
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl; an unfinished last line, which a kill can leave, is ignored."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
