@@ -100,7 +100,7 @@ def make_step(sae: SAEConfig, training: TrainingConfig, optimizer, k_aux: int):
         updates, opt = optimizer.update(grads, state.opt, state.params, lr=hyper.lr)
         params = optax.apply_updates(state.params, updates)
         idle = jnp.where(fired > 0, 0, jnp.minimum(state.idle + len(x), IDLE_CAP))
-        metrics |= {"dead_fraction": (idle >= hyper.dead_window).mean(), "grad_norm": optax.global_norm(grads)}
+        metrics |= {"dead_fraction": (idle >= hyper.dead_window).mean(), "grad_norm": optax.tree.norm(grads)}
         state = replace(
             state,
             params=params,

@@ -4,6 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxsae.mesh import shardings
+from jaxsae.sae.layout import LATENTS, TOKENS
+from jaxsae.sae.struct import SAE, partition_specs
+
 
 def top_mask(z, k):
     """Which entries of each row of z [B, n] are among its k largest; ties to the lower index."""
@@ -34,8 +38,6 @@ def loss(sae, x, dead, mse_scale, auxk_coef, k_aux):
 
 
 def random_sae(key, n, d, spec, dtype):
-    from jaxsae.sae.struct import SAE
-
     a, b, c, e = jax.random.split(key, 4)
     W_dec = jax.random.normal(c, (n, d), dtype)
     W_dec = W_dec / jnp.linalg.norm(W_dec, axis=1, keepdims=True)
@@ -46,3 +48,9 @@ def random_sae(key, n, d, spec, dtype):
         0.1 * jax.random.normal(e, (d,), dtype),
         spec,
     )
+
+
+def placed(mesh, sae, x, dead):
+    """An autoencoder, tokens and a mask of latents laid out on a mesh."""
+    put = lambda tree, specs: jax.device_put(tree, shardings(mesh, specs))
+    return put(sae, partition_specs(sae)), put(x, TOKENS), put(dead, LATENTS)

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from conftest import MESHES
 
-from jaxsae.mesh import make_mesh, shardings
-from jaxsae.sae.layout import EVERYWHERE, LATENTS, TOKENS
-from jaxsae.sae.struct import Spec, partition_specs
+from jaxsae.mesh import make_mesh
+from jaxsae.sae.struct import Spec
 from jaxsae.training.config import SAEConfig, TrainingConfig
 from jaxsae.training.step import make_loss
 from sae import dense
@@ -26,16 +25,11 @@ def problem(dead_share, dtype=jnp.float64):
     return sae, x, dead
 
 
-def sharded(mesh, sae, x, dead):
-    put = lambda tree, specs: jax.device_put(tree, shardings(mesh, specs))
-    return put(sae, partition_specs(sae)), put(x, TOKENS), put(dead, LATENTS)
-
-
 def compiled_loss(mesh, sae, x, dead, with_auxk=True):
     loss = make_loss(SAEConfig(n, k, normalise="none"), TrainingConfig(), k_aux)
     grad = jax.value_and_grad(lambda p, x, dead: loss(p, (x, x), dead, 0.7, 1 / 32, with_auxk), has_aux=True)
     with jax.set_mesh(mesh):
-        args = sharded(mesh, sae, x, dead)
+        args = dense.placed(mesh, sae, x, dead)
         return jax.jit(grad).lower(*args).compile(), args
 
 
@@ -51,3 +45,38 @@ def test_loss_and_gradients_equal_dense(x64, mesh, dead_share):
     np.testing.assert_array_equal(fired, (z > 0).sum(0))
     np.testing.assert_allclose(metrics["l0"], (z > 0).sum(1).mean(), rtol=1e-12)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), grads, want_grads)
+
+
+def collectives(text):
+    """(operation, shape) of every collective in compiled HLO."""
+    found = re.findall(r"= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", text)
+    return [(op, tuple(map(int, dims.split(",")))) for types, op in found for dims in re.findall(r"\[([\d,]+)\]", types)]
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 4), (1, 8)], ids=str)
+def test_compiled_step_moves_and_sorts_only_what_the_design_allows(mesh):
+    # Sizes that no other dimension shares, so that a shape in the HLO names what it is.
+    tokens, width, latents, k, k_aux = 48, 20, 1024, 6, 10
+    data, shards = mesh
+    sae = dense.random_sae(jax.random.key(0), latents, width, Spec("topk", k, "none", "unit_norm", True), jnp.float32)
+    x, dead = jnp.ones((tokens, width)), jnp.zeros(latents, bool)
+    loss = make_loss(SAEConfig(latents, k, normalise="none"), TrainingConfig(), k_aux)
+    grad = jax.value_and_grad(lambda p, x, dead: loss(p, (x, x), dead, 1.0, 1.0, True), has_aux=True)
+    grid = make_mesh(*mesh)
+    with jax.set_mesh(grid):
+        text = jax.jit(grad).lower(*dense.placed(grid, sae, x, dead)).compile().as_text()
+    assert '"TopK"' in text
+    # `sort` over a row of all (or a shard's) latents would be a top-k that XLA did not recognise.
+    widths = {latents, latents // shards}
+    sorts = re.findall(r"= (.+?) sort\(", text)
+    assert not [s for s in sorts if any(f",{w}]" in s for w in widths)], sorts
+    local = tokens // data
+    moved = collectives(text)
+    assert moved or mesh == (1, 1)
+    for op, shape in moved:
+        has_tokens = len(shape) > 1 and (local in shape or tokens in shape)
+        assert not (has_tokens and widths & set(shape)), f"{op} moves {shape}: tokens by latents"
+        allowed = local * shards * max(k, k_aux), local * width, latents // shards * width
+        assert np.prod(shape) <= max(allowed), f"{op} moves {shape}"
+    # No [B, k, d], and nothing [tokens, latents] but the selection's own blocks.
+    assert f"[{local},{k},{width}]" not in text and f"[{k},{local},{width}]" not in text

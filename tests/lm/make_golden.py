@@ -1,0 +1,84 @@
+"""Writes golden/: a tiny random GPT-2 in Hugging Face format, and what PyTorch computes with it.
+
+    python -m venv torch-env
+    torch-env/bin/pip install torch==2.13.0 transformers==5.23.0 safetensors numpy
+    torch-env/bin/python tests/lm/make_golden.py
+
+golden/config.json and golden/model.safetensors are the model; golden/golden.npz holds `tokens` [2, 12], `logits`
+[2, 12, V] and every hook point under its TransformerLens name, float32.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+FOLDER = Path(__file__).parent / "golden"
+
+
+def tiny_model():
+    config = GPT2Config(
+        vocab_size=101,
+        n_positions=16,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        # Ten times the usual, so that no activation is so small that a wrong one would pass.
+        initializer_range=0.2,
+        bos_token_id=100,
+        eos_token_id=100,
+        attn_implementation="eager",
+    )
+    model = GPT2LMHeadModel(config).eval()
+    # A fresh model has zero biases and unit gains, with which a swapped or forgotten one would not show.
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith(".bias"):
+                p.normal_(std=0.2)
+            elif "ln_" in name:
+                p.copy_(1 + 0.3 * torch.randn_like(p))
+    return model
+
+
+def hooked(model, tokens):
+    """Logits of `tokens`, and {TransformerLens's name: activation}, by PyTorch's forward hooks."""
+    seen = {}
+
+    def output(module, name):
+        def keep(module, inputs, out):
+            seen[name] = (out[0] if isinstance(out, tuple) else out).numpy()
+
+        return module.register_forward_hook(keep)
+
+    def first_input(module, name):
+        def keep(module, inputs):
+            seen[name] = inputs[0].numpy()
+
+        return module.register_forward_pre_hook(keep)
+
+    for layer, block in enumerate(model.transformer.h):
+        first_input(block, f"blocks.{layer}.hook_resid_pre")
+        output(block.attn, f"blocks.{layer}.hook_attn_out")
+        first_input(block.ln_2, f"blocks.{layer}.hook_resid_mid")
+        output(block.mlp.act, f"blocks.{layer}.mlp.hook_post")
+        output(block.mlp, f"blocks.{layer}.hook_mlp_out")
+        output(block, f"blocks.{layer}.hook_resid_post")
+    with torch.no_grad():
+        return model(tokens).logits.numpy(), seen
+
+
+def main():
+    torch.manual_seed(0)
+    # Sums then have one order, whatever the machine's number of cores.
+    torch.set_num_threads(1)
+    model = tiny_model()
+    tokens = torch.randint(model.config.vocab_size, (2, 12))
+    logits, seen = hooked(model, tokens)
+    model.save_pretrained(FOLDER)
+    (FOLDER / "generation_config.json").unlink(missing_ok=True)
+    np.savez_compressed(FOLDER / "golden.npz", tokens=tokens.numpy(), logits=logits, **seen)
+
+
+if __name__ == "__main__":
+    main()
