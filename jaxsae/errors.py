@@ -1,7 +1,7 @@
 """The two ways in which jaxsae stops on purpose."""
 
 
-class BadInput(ValueError):
+class BadInput(Exception):
     """The user's input cannot be used. The message names the value, what is allowed and the fix; exit status 2."""
 
 

@@ -1,0 +1,175 @@
+"""The command line: what a run folder holds, resuming after kills and signals, and how bad input is refused."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import jaxsae
+from jaxsae.cli import main
+
+
+@pytest.fixture(scope="session")
+def flags(tiny_lm, tiny_text, tmp_path_factory):
+    """Flags of a run that takes seconds."""
+    cache = tmp_path_factory.mktemp("cache")
+    run = f"--lm {tiny_lm} --text {tiny_text} --cache {cache} --context 32 --sae.n 64 --sae.k 4 --batch-size 256"
+    return f"{run} --tokens 30000 --checkpoint-every 10 --chunk 4 --eval-tokens 2048 --lr 1e-3".split()
+
+
+@pytest.fixture(scope="session")
+def finished(flags, tmp_path_factory):
+    """A finished run folder."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    assert main(["train", "--run", str(folder), *flags]) == 0
+    return folder
+
+
+def start(folder, flags, **env):
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "jaxsae.cli", "train", "--run", str(folder), "--resume", *flags]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **env})
+
+
+def wait_for_step(process, folder, step):
+    """Until metrics.jsonl says that `step` was made, or the process ends."""
+    path = folder / "metrics.jsonl"
+    while process.poll() is None:
+        if path.exists() and f'"step": {step},' in path.read_text():
+            return
+        time.sleep(0.005)
+
+
+def test_run_folder(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    wanted = "step tokens loss nmse l0 dead_fraction ce_original ce_substituted delta_ce kl ce_recovered"
+    for name in f"{wanted} tokens_per_second flops flops_dense raw_nmse no_pos0_nmse raw_no_pos0_kl".split():
+        assert isinstance(summary[name], (int, float)), name
+    assert summary["step"] == 118 and summary["tokens"] == 118 * 256
+    assert 0 < summary["nmse"] < 1 and 3 < summary["l0"] <= 4
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert manifest["mesh"] == {"data": 8, "latent": 1} and manifest["seed"] == 0 and manifest["data_fingerprint"]
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [*range(10, 118, 10), 118]
+    assert rows[-1]["nmse"] < rows[0]["nmse"]
+    assert (finished / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((finished / "config.json").read_text())["sae"]["n"] == 64
+
+
+def test_load_encode_decode(finished):
+    sae = jaxsae.load(finished)
+    for path in (finished / "sae", finished / "sae" / "sae.safetensors"):
+        np.testing.assert_array_equal(jaxsae.load(path).W_dec, sae.W_dec)
+    about = jaxsae.describe(finished)
+    assert about["hook"] == "blocks.0.hook_resid_post" and about["spec"]["activation"] == "topk"
+    lm = jaxsae.lm.load(about["lm"])
+    tokens = np.arange(64).reshape(2, 32)
+    x = lm.prefix(tokens, about["hook"])
+    code = jaxsae.encode(sae, x)
+    assert code.values.shape == (2, 32, 4)
+    error = ((jaxsae.decode(sae, code) - x) ** 2).sum() / ((x - x.mean((0, 1))) ** 2).sum()
+    assert error < 1
+    np.testing.assert_allclose(np.linalg.norm(sae.W_dec, axis=1), 1, atol=1e-6)
+    assert (jaxsae.dense(code, sae.n) > 0).sum() == (code.values > 0).sum()
+
+
+def test_eval(finished, capsys):
+    assert main(["eval", str(finished), "--tokens", "2048"]) == 0
+    measured, summary = (json.loads((finished / f).read_text()) for f in ("eval.json", "summary.json"))
+    assert len(measured["nmse_by_position"]) == len(measured["raw_nmse_by_position"]) == 32
+    for name in ("nmse", "kl", "raw_nmse", "dead_fraction"):
+        assert measured[name] == pytest.approx(summary[name])
+    assert "ce_recovered" in capsys.readouterr().out
+
+
+def test_killed_runs_end_with_the_same_bytes(flags, tmp_path):
+    """SIGKILL at three random steps; the finished file equals that of a run nobody disturbed."""
+    calm, disturbed = tmp_path / "calm", tmp_path / "disturbed"
+    assert start(calm, flags).wait() == 0
+    for step in sorted(random.sample(range(10, 110, 10), 3)):
+        process = start(disturbed, flags)
+        wait_for_step(process, disturbed, step)
+        process.kill()
+        process.wait()
+    assert start(disturbed, flags).wait() == 0
+    same = lambda name: (calm / name).read_bytes() == (disturbed / name).read_bytes()
+    assert same("sae/sae.safetensors") and same("sae/config.json")
+    rows = [json.loads(line)["step"] for line in (disturbed / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [*range(10, 118, 10), 118], "no row twice, none missing"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
+def test_signals_save_and_say_so(flags, tmp_path, number):
+    folder = tmp_path / "run"
+    process = start(folder, [*flags, "--tokens", "3000000"])
+    wait_for_step(process, folder, 20)
+    process.send_signal(number)
+    error = process.communicate()[1]
+    assert process.returncode == 128 + number, error
+    saved = max(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
+    assert f"saved at step {saved}" in error and "Traceback" not in error
+
+
+def refused(capsys, args, *said):
+    """The command ends with status 2 and one line that says all of `said`."""
+    assert main(args) == 2
+    error = capsys.readouterr().err.strip().split("\n")[-1]
+    assert error.startswith("jaxsae: ") and all(s in error for s in said), error
+
+
+@pytest.mark.parametrize(
+    "extra, said",
+    [
+        ("--sae.k 65", ("65", "64", "--sae.k")),
+        ("--sae.n 62 --mesh 2 4", ("62", "4", "multiple")),
+        ("--mesh 4 4", ("16 devices", "8")),
+        ("--batch-size 100", ("100", "multiple of 8")),
+        ("--hook blocks.0.hook_resid", ("hook_resid", "blocks.L.hook_resid_post")),
+        ("--hook blocks.2.hook_resid_post", ("blocks.2", "2 blocks")),
+        ("--context 65", ("65", "64 positions")),
+        ("--context 1", ("1", "at least 2")),
+        ("--tokens 0", ("--tokens", "0")),
+        ("--batch-size 1000000", ("1000000", "--batch-size")),
+        ("--text nowhere/*.txt", ("nowhere/*.txt", "no file")),
+        ("--lm ./nowhere", ("./nowhere", "embedded")),
+        ("--ema 1", ("--ema", "1.0")),
+        ("--lr -1", ("--lr", "-1.0")),
+        ("--activations nowhere", ("nowhere", ".npy")),
+    ],
+)
+def test_bad_input(flags, tmp_path, capsys, extra, said):
+    refused(capsys, ["train", "--run", str(tmp_path / "run"), *flags, *extra.split()], *said)
+    assert not (tmp_path / "run").exists(), "nothing is written for a run that cannot start"
+
+
+def test_existing_run(flags, finished, tmp_path, capsys):
+    before = (finished / "sae" / "sae.safetensors").read_bytes()
+    refused(capsys, ["train", "--run", str(finished), *flags], "exists", "--resume")
+    other = [*flags, "--sae.k", "5", "--lr", "2e-3"]
+    refused(capsys, ["train", "--run", str(finished), "--resume", *other], "--sae.k was 4, not 5", "--lr was 0.001")
+    refused(capsys, ["train", "--resume", *flags], "--resume needs --run")
+    (tmp_path / "file").write_text("")
+    refused(capsys, ["train", "--run", str(tmp_path / "file"), *flags], "is a file")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    refused(capsys, ["train", "--run", str(tmp_path / "other"), "--resume", *flags], "not a run")
+    refused(capsys, ["eval", str(tmp_path / "other")], "config.json")
+    assert (finished / "sae" / "sae.safetensors").read_bytes() == before
+
+
+def test_resuming_a_finished_run_changes_nothing(flags, finished):
+    before = {p: (finished / p).read_bytes() for p in ("sae/sae.safetensors", "summary.json", "metrics.jsonl")}
+    assert main(["train", "--run", str(finished), "--resume", *flags]) == 0
+    assert {p: (finished / p).read_bytes() for p in before} == before
+
+
+def test_import_is_light():
+    """`import jaxsae` does not import what only some of it needs."""
+    code = "import jaxsae, sys; print([m for m in ('flax', 'orbax', 'transformers', 'matplotlib') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
