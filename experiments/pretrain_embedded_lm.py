@@ -128,8 +128,8 @@ def token_losses(params, tokens, model):
 def make_optimizer(config: Config, params):
     def schedule(peak):
         steps = config.tokens // (config.batch * config.context)
-        return lambda step: peak * jnp.minimum(
-            1.0, jnp.minimum((step + 1) / config.warmup, (steps - step) / (config.decay * steps))
+        return lambda step: (
+            peak * jnp.minimum(1.0, jnp.minimum((step + 1) / config.warmup, (steps - step) / (config.decay * steps)))
         )
 
     in_block = lambda path, leaf: path[0].key.startswith("h_") and leaf.ndim == 2
@@ -213,7 +213,9 @@ def main(config: Config):
     def row():
         values = {"tokens": step * per_step, "flops": step * per_step * flops, "seconds": round(seconds)}
         for name in ("novels", "stdlib"):
-            values[f"{name}_nats_per_token"] = held_out_loss(params, data[name][:: max(1, len(data[name]) // 768)], model)
+            values[f"{name}_nats_per_token"] = held_out_loss(
+                params, data[name][:: max(1, len(data[name]) // 768)], model
+            )
         curve.append(values)
         tqdm.write(json.dumps(values))
 

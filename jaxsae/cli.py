@@ -1,6 +1,7 @@
-"""The command `jaxsae`: train and eval. Exit status: 0 done, 1 failed, 2 bad input, 130 or 143 interrupted and saved."""
+"""The command `jaxsae`. Exit status: 0 done, 1 failed, 2 bad input, 130 or 143 interrupted and saved."""
 
 import errno
+import logging
 import sys
 import traceback
 from dataclasses import dataclass, field
@@ -56,6 +57,9 @@ def main(args: list[str] | None = None) -> int:
     """Run the command line; the exit status."""
     args = sys.argv[1:] if args is None else args
     debug = "--debug" in args
+    if not debug:
+        # Orbax logs tracebacks of errors that it also raises.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         tyro.extras.subcommand_cli_from_dict({"train": Train, "eval": Eval}, args=args, prog="jaxsae")()
         return 0
@@ -66,14 +70,16 @@ def main(args: list[str] | None = None) -> int:
         return _fail(str(error), 2, debug)
     except Exception as error:
         if _disk_is_full(error):
-            return _fail(f"the disk is full: what was saved before is whole; free space and --resume ({error})", 2, debug)
+            return _fail(
+                f"the disk is full: what was saved before is whole; free space and --resume ({error})", 2, debug
+            )
         return _fail(f"{type(error).__name__}: {error}", 1, debug)
 
 
 def _fail(message: str, status: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"jaxsae: {message}", file=sys.stderr)
+    print(f"jaxsae: {' '.join(message.split())}", file=sys.stderr)
     return status
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxsae import __version__, config as configs
+from jaxsae import __version__
+from jaxsae import config as configs
 from jaxsae.config import Config
 from jaxsae.data.activations import Batches, Plan
 from jaxsae.errors import BadInput
@@ -195,7 +196,14 @@ def _measure(config: Config, setting: Setting, state: TrainState, tokens: int) -
     if state.ema is not None:
         saes["raw_"] = _under(setting, _raw, state)
     measured, by_position = evaluate_saes(
-        saes, setting.held_out, setting.mesh, tokens, float(state.mse_scale), setting.lm, setting.hook, config.sae.select
+        saes,
+        setting.held_out,
+        setting.mesh,
+        tokens,
+        float(state.mse_scale),
+        setting.lm,
+        setting.hook,
+        config.sae.select,
     )
     window = config.training.dead_window()
     trained = int(state.step) * config.training.batch_size

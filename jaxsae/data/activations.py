@@ -136,7 +136,7 @@ class TextSource:
     dtype = np.int32
 
     def __init__(self, lm: LM, hook: str, contexts, context: int, skip_first: bool, fingerprint: str):
-        """`contexts` is a TokenContexts of `context` tokens; `skip_first` leaves out position 0. lm lies on the mesh."""
+        """`contexts`: a TokenContexts of `context` tokens; `skip_first` leaves out position 0; lm lies on the mesh."""
         self.lm, self.hook, self.contexts, self.skip_first = lm, parse(hook, lm.config.n_layer), contexts, skip_first
         self.width, self.rows, self.shape = lm.config.width(self.hook), context - skip_first, (context,)
         self.fingerprint = fingerprint

@@ -8,6 +8,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
@@ -37,8 +38,8 @@ class FileSource:
         self.blocks = [b for b, h in zip(blocks, held) if h == (split == "held_out")]
         if not self.blocks:
             raise BadInput(
-                f"{folder} holds {sum(len(r) for _, r in self.shards)} rows: at least {ROWS * HELD_OUT_EVERY} in shards "
-                f"of {ROWS} or more are needed, because every twentieth block of {ROWS} is held out"
+                f"{folder} holds {sum(len(r) for _, r in self.shards)} rows: give at least {ROWS * HELD_OUT_EVERY} in "
+                f"shards of {ROWS} or more, because every twentieth block of {ROWS} is held out"
             )
         order = grain.MapDataset.range(len(self.blocks))
         self.order = order if seed is None else order.shuffle(seed=seed).repeat()
@@ -48,7 +49,7 @@ class FileSource:
 
     def host(self, start, stop):
         where = [self.blocks[int(self.order[i])] for i in range(start, stop)]
-        return np.stack([self.shards[s][1][r : r + ROWS] for s, r in where]).astype(np.float32)
+        return np.stack([np.asarray(self.shards[s][1][r : r + ROWS], np.float32) for s, r in where])
 
     def activations(self, host):
         return host
@@ -64,23 +65,30 @@ def _shard_paths(folder: str) -> list[Path]:
 def _open(path: Path):
     """(path, rows [rows, d]) without reading the rows."""
     try:
-        if path.suffix == ".npy":
-            rows = np.load(path, mmap_mode="r", allow_pickle=False)
-        else:
-            rows = _safetensors_rows(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"{path} cannot be read: {error}") from error
-    if rows.ndim != 2 or not np.issubdtype(np.asarray(rows[:0], np.float32).dtype, np.floating):
-        raise BadInput(f"{path} has shape {list(rows.shape)}: activations are numbers [rows, d]")
+        rows = _npy_rows(path) if path.suffix == ".npy" else _safetensors_rows(path)
+    except BadInput:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{path} cannot be read, give a whole file: {error}") from error
+    if rows.ndim != 2 or not (rows.dtype.kind in "fiu" or rows.dtype == ml_dtypes.bfloat16):
+        raise BadInput(
+            f"{path} has shape {list(rows.shape)} and type {rows.dtype}: activations are real numbers [rows, d]"
+        )
     return path, rows
+
+
+def _npy_rows(path: Path):
+    rows = np.lib.format.open_memmap(path, mode="r")
+    # NumPy has no name for bfloat16 in its files; nothing else that is saved there has two bytes and no name.
+    return rows.view(ml_dtypes.bfloat16) if rows.dtype == np.dtype("V2") else rows
 
 
 def _safetensors_rows(path: Path):
     """The single 2-D tensor of a safetensors file, memory-mapped: the file is a header and then raw numbers."""
-    import ml_dtypes
-
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
+        if size > path.stat().st_size:
+            raise BadInput(f"{path} is no safetensors file, or not a whole one")
         header = json.loads(file.read(size))
     tensors = {name: t for name, t in header.items() if name != "__metadata__" and len(t["shape"]) == 2}
     if len(tensors) != 1:

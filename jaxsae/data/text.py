@@ -18,13 +18,16 @@ import lzma
 import sysconfig
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from jaxsae.errors import BadInput
 
 END_OF_TEXT = "<|endoftext|>"
-KINDS = "stdlib, a file or glob of .txt or .jsonl (also .gz, .xz, .tar, .tar.gz, .tar.xz, .zip of them), tfds:..., hf:..."
+KINDS = (
+    "stdlib, a file or glob of .txt or .jsonl (also .gz, .xz, .tar, .tar.gz, .tar.xz, .zip of them), tfds:..., hf:..."
+)
 
 
 def documents(sources: Sequence[str]) -> Iterator[str]:
@@ -45,8 +48,7 @@ def fingerprint(sources: Sequence[str]) -> str:
     for source in sources:
         if source.startswith(("tfds:", "hf:")):
             digest.update(source.encode())
-            continue
-        for path in _paths(source):
+        for path in _fingerprinted(source):
             digest.update(b"\0file\0" + path.name.encode())
             with _readable(path), path.open("rb") as file:
                 while block := file.read(1 << 20):
@@ -54,19 +56,32 @@ def fingerprint(sources: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+def _fingerprinted(source: str) -> list[Path]:
+    if source.startswith("tfds:"):
+        return []
+    if source.startswith("hf:"):
+        # A hub name has no files here; a local folder has.
+        name, _ = _name_and_split(source.removeprefix("hf:"))
+        return sorted(path for path in Path(name).rglob("*") if path.is_file())
+    return _paths(source)
+
+
 def stdlib_files() -> list[Path]:
     """The source files of the running Python's standard library, without its tests, in alphabetical order."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "__phello__"}
     # config-* holds files that the build wrote.
-    kept = [p for p in root.rglob("*.py") if not skip & set(p.parts) and "config-" not in str(p.relative_to(root))]
-    return sorted(kept, key=lambda p: p.relative_to(root).as_posix())
+    names = [p.relative_to(root) for p in root.rglob("*.py")]
+    kept = [n for n in names if not skip & set(n.parts) and "config-" not in str(n)]
+    return [root / n for n in sorted(kept, key=lambda n: n.as_posix())]
 
 
 def _paths(source: str) -> list[Path]:
     if source == "stdlib":
         return stdlib_files()
-    found = [Path(p) for p in sorted(glob.glob(source, recursive=True)) if Path(p).is_file()]
+    # The name of a file is taken as it is, whatever brackets it holds.
+    names = [source] if Path(source).is_file() else sorted(glob.glob(source, recursive=True))
+    found = [Path(name) for name in names if Path(name).is_file()]
     if not found:
         raise BadInput(f"the text source {source!r} matches no file: allowed are {KINDS}")
     return found
@@ -88,6 +103,10 @@ def _stdlib() -> Iterator[str]:
         yield path.read_text("utf-8", errors="replace")
 
 
+# What the standard library raises for damaged files; RuntimeError is a zip file that wants a password.
+BROKEN = (OSError, EOFError, RuntimeError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
+
+
 class _readable:
     """Turns what goes wrong while `path` is read into one clear error."""
 
@@ -99,9 +118,25 @@ class _readable:
 
     def __exit__(self, kind, error, trace):
         if isinstance(error, UnicodeDecodeError):
-            raise BadInput(f"{self.path} is not UTF-8 text (byte {error.start}): convert it first") from error
-        if isinstance(error, (OSError, EOFError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)):
-            raise BadInput(f"{self.path} cannot be read: {error}") from error
+            byte = error.object[error.start]
+            raise BadInput(
+                f"{self.path} is not UTF-8 text (it holds the byte {byte:#04x}): convert it first"
+            ) from error
+        if isinstance(error, BROKEN):
+            raise BadInput(f"{self.path} cannot be read, give a whole file: {error}") from error
+
+
+class _Member(tarfile.TarInfo):
+    """A member of an archive that has to end as archives do; tarfile itself takes a damaged header for the end."""
+
+    @classmethod
+    def fromtarfile(cls, archive):
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"the archive is damaged or cut off ({error})") from error
 
 
 def _file(path: Path) -> Iterator[str]:
@@ -111,8 +146,8 @@ def _file(path: Path) -> Iterator[str]:
 
 def _stream(stream, name: str, shown: str) -> Iterator[str]:
     """The documents in a binary stream, by the endings of its name."""
-    if name.endswith((".tar", ".tar.gz", ".tgz", ".tar.xz")):
-        with tarfile.open(fileobj=stream, mode="r|*") as archive:
+    if name.endswith(".tar"):
+        with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Member) as archive:
             for member in archive:
                 if member.isfile():
                     yield from _stream(archive.extractfile(member), member.name, f"{shown}:{member.name}")
@@ -122,6 +157,8 @@ def _stream(stream, name: str, shown: str) -> Iterator[str]:
                 if not member.endswith("/"):
                     with archive.open(member) as inner:
                         yield from _stream(inner, member, f"{shown}:{member}")
+    elif name.endswith(".tgz"):
+        yield from _stream(gzip.open(stream), name.removesuffix(".tgz") + ".tar", shown)
     elif name.endswith(".gz"):
         yield from _stream(gzip.open(stream), name.removesuffix(".gz"), shown)
     elif name.endswith(".xz"):
@@ -150,9 +187,13 @@ def _json_lines(lines: Iterable[str], shown: str) -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            yield json.loads(line)["text"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise BadInput(f'{shown}, line {number}: every line must be a JSON object with a field "text"') from error
+            text = json.loads(line)["text"]
+            text.encode()  # JSON can name half a character, which no tokenizer takes
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(
+                f'{shown}, line {number}: every line must be a JSON object with a field "text" that is a string'
+            ) from error
+        yield text
 
 
 def _name_and_split(source: str) -> tuple[str, str]:
@@ -167,13 +208,20 @@ def _tfds(source: str) -> Iterator[str]:
     try:
         data = tfds.data_source(name, split=split)
     except Exception as error:  # tfds has no common base class for what goes wrong here
-        raise BadInput(f"tfds:{source} cannot be loaded: {type(error).__name__}: {error}") from error
+        # The rest of a long message lists every dataset that there is.
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise BadInput(
+            f"tfds:{source} cannot be loaded: {reason} (give tfds:NAME[/CONFIG][:SPLIT] of a dataset that is prepared "
+            "under $TFDS_DATA_DIR, or that can be downloaded)"
+        ) from error
     features = data.dataset_info.features
-    keys = [key for key in ("text", *features) if isinstance(features.get(key), tfds.features.Text)]
+    keys = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]
     if not keys:
-        raise BadInput(f"tfds:{source} has no text feature, only {', '.join(features)}")
+        raise BadInput(f"tfds:{source} has no text feature, only {', '.join(features.keys())}: give another dataset")
+    key = "text" if "text" in keys else keys[0]
     for example in data:
-        yield example[keys[0]].decode()
+        # tfds reads bytes, but its mock makes strings.
+        yield example[key] if isinstance(example[key], str) else example[key].decode()
 
 
 def _huggingface(source: str) -> Iterator[str]:
@@ -189,6 +237,6 @@ def _huggingface(source: str) -> Iterator[str]:
     except Exception as error:  # datasets, huggingface_hub, fsspec and pyarrow each raise their own
         raise BadInput(f"hf:{source} cannot be loaded: {type(error).__name__}: {error}") from error
     if "text" not in columns:
-        raise BadInput(f'hf:{source} has no column "text", only {", ".join(columns)}')
+        raise BadInput(f'hf:{source} has no column "text", only {", ".join(columns)}: give another dataset')
     for example in data:
         yield example["text"]

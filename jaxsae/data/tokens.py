@@ -23,7 +23,6 @@ from jaxsae.data import text
 from jaxsae.errors import BadInput
 
 HELD_OUT_EVERY = 20
-SPLITS = ("train", "held_out")
 # Changing how documents become contexts makes a new folder.
 FORMAT = 1
 
@@ -41,7 +40,7 @@ def fingerprint(sources: Sequence[str], tokenizer, context: int) -> str:
 
 
 def prepare(sources: Sequence[str], tokenizer, context: int, cache: str | None = None) -> Path:
-    """The folder of the dataset of `sources`, written if it is not there. Raises BadInput for text that cannot be used."""
+    """The folder of the dataset of `sources`, written if it is not there. Raises BadInput for unusable text."""
     root = Path(cache or default_cache()) / "tokens"
     folder = root / fingerprint(sources, tokenizer, context)
     if folder.exists():
@@ -66,14 +65,20 @@ def _write(folder: Path, sources, tokenizer, context: int):
 
     from jaxsae.data.builder import Contexts
 
-    counts = dict.fromkeys(SPLITS, 0)
     bar = tqdm(desc="tokenising", unit="tok", unit_scale=True, leave=False, mininterval=1)
 
     def examples(split: str) -> Iterator[np.ndarray]:
+        empty = True
         for tokens in contexts(split_documents(text.documents(sources), split), tokenizer, context):
-            counts[split] += 1
+            empty = False
             bar.update(context)
             yield tokens
+        # Raised here because tfds fails with an assertion of its own where a split is empty.
+        if empty:
+            raise BadInput(
+                f"the text {' '.join(sources)} is too short: its {split.replace('_', '-')} part does not fill one "
+                f"context of {context} tokens; give more text or a smaller --context"
+            )
 
     # tfds prints several lines and bars of its own.
     tfds.disable_progress_bar()
@@ -82,12 +87,6 @@ def _write(folder: Path, sources, tokenizer, context: int):
             Contexts(data_dir=folder, context=context, examples=examples).download_and_prepare()
     finally:
         tfds.enable_progress_bar()
-    for split, count in counts.items():
-        if count == 0:
-            raise BadInput(
-                f"the text {' '.join(sources)} is too short: its {split.replace('_', '-')} part does not fill one "
-                f"context of {context} tokens; give more text or a smaller --context"
-            )
 
 
 def split_documents(documents: Iterable[str], split: str) -> Iterator[str]:

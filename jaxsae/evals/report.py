@@ -45,7 +45,7 @@ def evaluate(
     total: dict[str, np.ndarray] = {}
     starts = range(0, max(1, count // b) * b, b)
     for start in tqdm(starts, desc="evaluating", unit="batch", disable=quiet, leave=False, mininterval=1):
-        read = lambda a, z: source.host(start + a, start + z)
+        read = lambda a, z, start=start: source.host(start + a, start + z)
         host = place(read, (b, *source.shape), source.dtype, NamedSharding(mesh, P("data")))
         with jax.set_mesh(mesh):
             sums = _batch_sums(saes, source.activations(host), select)

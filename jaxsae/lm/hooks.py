@@ -4,7 +4,7 @@ The names are TransformerLens's. `blocks.L.` is followed by one of
 
     hook_resid_pre    residual stream entering block L            d     HF hidden_states[L]
     hook_resid_mid    ... after the block's attention             d
-    hook_resid_post   ... leaving block L                         d     HF hidden_states[L + 1] (the last one: before ln_f)
+    hook_resid_post   ... leaving block L                         d     HF hidden_states[L + 1] (but before ln_f)
     hook_attn_out     what attention adds to the stream           d     HF transformer.h.L.attn.c_proj, output
     hook_mlp_out      what the MLP adds to the stream             d     HF transformer.h.L.mlp.c_proj, output
     mlp.hook_post     MLP neurons after the activation function   4 d   HF transformer.h.L.mlp.act, output

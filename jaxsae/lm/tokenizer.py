@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jaxsae.errors import BadInput
@@ -32,6 +33,12 @@ def load_tokenizer(lm: LM) -> Tokenizer:
     """The tokenizer in the folder that `lm` was loaded from. Raises BadInput where there is none or it does not fit."""
     if lm.folder is None:
         raise BadInput("this model was not loaded from a folder, so it has no tokenizer: give token ids")
+    # In a folder without these files, transformers makes up a tokenizer that knows no text, and says nothing.
+    has = lambda *names: all((Path(lm.folder) / name).is_file() for name in names)
+    if not has("tokenizer.json") and not has("vocab.json", "merges.txt"):
+        raise BadInput(
+            f"{lm.folder} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt), and text input needs one"
+        )
     # Without this, transformers complains on import that PyTorch is missing, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers import AutoTokenizer
@@ -40,8 +47,7 @@ def load_tokenizer(lm: LM) -> Tokenizer:
         backend = AutoTokenizer.from_pretrained(lm.folder, local_files_only=True)
     except Exception as error:  # whatever transformers, tokenizers and json raise for missing or broken files
         raise BadInput(
-            f"{lm.folder} holds no tokenizer that loads (tokenizer.json, or vocab.json and merges.txt), "
-            f"and text input needs one: {error}"
+            f"the tokenizer in {lm.folder} (tokenizer.json, or vocab.json and merges.txt) does not load: {error}"
         ) from error
     if not backend.is_fast:
         raise BadInput(f"the tokenizer in {lm.folder} is a slow one: save its tokenizer.json there")

@@ -54,15 +54,17 @@ def read_config(folder: Path, products: Products = "float32") -> GPT2Config:
     """The GPT2Config that a Hugging Face config.json states."""
     try:
         hf = json.loads((folder / "config.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not JSON, or not UTF-8
         raise BadInput(f"{folder} is not a model in Hugging Face format, its config.json: {error}") from error
+    if not isinstance(hf, dict):
+        raise BadInput(f"{folder} is not a model in Hugging Face format, its config.json holds no object: {hf!r}")
     if hf.get("model_type") != "gpt2":
         raise BadInput(f"{folder} holds a model of type {hf.get('model_type')!r}: only gpt2 is supported")
     activation = hf.get("activation_function", "gelu_new")
     if activation not in ACTIVATIONS:
         raise BadInput(f"{folder} uses activation function {activation!r}: allowed are {', '.join(ACTIVATIONS)}")
     try:
-        return GPT2Config(
+        config = GPT2Config(
             vocab_size=hf["vocab_size"],
             n_positions=hf["n_positions"],
             n_embd=hf["n_embd"],
@@ -78,6 +80,12 @@ def read_config(folder: Path, products: Products = "float32") -> GPT2Config:
         )
     except KeyError as error:
         raise BadInput(f"{folder}/config.json does not say {error}") from error
+    for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
+        if type(value := getattr(config, name)) is not int or value < 1:
+            raise BadInput(f"{folder}/config.json says {name} is {value!r}: it must be a positive whole number")
+    if config.n_embd % config.n_head:
+        raise BadInput(f"{folder}/config.json: n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
+    return config
 
 
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -92,7 +100,7 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
         for name in sorted(names):
             tensors |= load_file(folder / name)
         return tensors
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise BadInput(f"the weights in {folder} cannot be read (safetensors files are needed): {error}") from error
 
 
@@ -130,7 +138,9 @@ def from_hf(tensors: dict[str, np.ndarray], config: GPT2Config, shown="the model
             node = node.setdefault(parent, {})
         node[leaf] = tensors[name]
     if not config.tied:
-        head = tensors.get("lm_head.weight", tensors["wte.weight"])
+        if "lm_head.weight" not in tensors:
+            raise BadInput(f"{shown} has no weights called lm_head.weight, but its config.json says that it is untied")
+        head = tensors["lm_head.weight"]
         params["lm_head"] = {"kernel": head.T, "bias": np.zeros(config.vocab_size, head.dtype)}
     _check_shapes(params, config, shown)
     return params

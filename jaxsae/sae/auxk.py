@@ -48,7 +48,7 @@ def auxk_loss(sae: SAE, x, e, dead, k_aux: int, layout: Layout):
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def dead_decode(weights, x, dead, k_aux: int, layout: Layout):
-    """This shard's part of ehat [B, d]: the k_aux largest positive pre-activations of dead latents, decoded, no bias."""
+    """This shard's part of ehat [B, d]: the k_aux largest positive pre-activations of the dead, decoded, no bias."""
     return _forward(weights, x, dead, k_aux, layout)[0]
 
 

@@ -25,7 +25,9 @@ def save(sae: SAE, folder: Path, about: dict):
 
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {name: getattr(sae, name) for name in ARRAYS} | {f"extra.{k}": v for k, v in sae.extra.items()}
-    text = json.dumps({"format": FORMAT, "spec": dataclasses.asdict(sae.spec), "about": about}, indent=1, sort_keys=True)
+    text = json.dumps(
+        {"format": FORMAT, "spec": dataclasses.asdict(sae.spec), "about": about}, indent=1, sort_keys=True
+    )
     # Written aside and renamed: an older export survives a full disk.
     scratch = folder / f".{WEIGHTS}.writing"
     try:
@@ -99,7 +101,9 @@ def _spec(said: dict, file: Path) -> Spec:
     spec = said.get("spec", {})
     missing = [name for name in wanted if name not in spec]
     if missing or said.get("format") != FORMAT:
-        missing = [f"spec.{name}" for name in missing] + ([] if said.get("format") == FORMAT else [f'"format": "{FORMAT}"'])
+        missing = [f"spec.{name}" for name in missing] + (
+            [] if said.get("format") == FORMAT else [f'"format": "{FORMAT}"']
+        )
         raise BadInput(
             f"{file} does not say what its arrays mean, and nothing is guessed: "
             f"{CONFIG} beside it must say {', '.join(missing)}"

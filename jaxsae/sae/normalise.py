@@ -1,9 +1,9 @@
 """What happens to each token before the encoder and is undone after the decoder (Gao et al. 2024, sec. 2.1).
 
-    unit_norm   subtract the token's mean over d, divide by its L2 norm (the paper)
-    ln_std      subtract the mean, divide by the unbiased standard deviation plus 1e-5; undone without the 1e-5
-                (the code released with the paper; its checkpoints need it)
-    none        nothing
+unit_norm   subtract the token's mean over d, divide by its L2 norm (the paper)
+ln_std      subtract the mean, divide by the unbiased standard deviation plus 1e-5; undone without the 1e-5
+            (the code released with the paper; its checkpoints need it)
+none        nothing
 """
 
 import jax.numpy as jnp

@@ -57,7 +57,7 @@ class TrainingConfig:
     """Decay of the average of the weights that is exported, 0 for none; 0.999, or an average over a tenth of the run
     where that is shorter, unless given."""
     mesh: tuple[int, int] | None = None
-    """Devices along `data` and along `latent`; all on `data` unless given, or on `latent` where the state needs it."""
+    """Devices along `data` and along `latent`; all on `data`, or on `latent` where the state needs it, unless given."""
 
     def __post_init__(self):
         for name in ("tokens", "batch_size"):

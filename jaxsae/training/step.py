@@ -1,8 +1,8 @@
 """One training step as a pure function of (state, batch). B tokens, d width, n latents, c slots of a code.
 
 Sharding, in the notation that `jax.typeof` prints under a mesh with explicit axes: tokens [B@data, d], weights
-[n@latent, d], counters [n@latent]. shard_map is around the autoencoder only (sae/sharded.py); the objective, the optimizer and the averages
-are plain code over global arrays.
+[n@latent, d], counters [n@latent]. shard_map is around the autoencoder only (sae/sharded.py); the objective, the
+optimizer and the averages are plain code over global arrays.
 """
 
 from dataclasses import dataclass, replace
@@ -80,7 +80,7 @@ def make_loss(sae: SAEConfig, training: TrainingConfig, k_aux: int):
 
 
 def make_step(sae: SAEConfig, training: TrainingConfig, optimizer, k_aux: int):
-    """step(state, x, hyper) -> (state, metrics) for activations x [B@data, d] in the units of their source; to be jitted."""
+    """step(state, x, hyper) -> (state, metrics) for x [B@data, d] in the units of its source; to be jitted."""
     loss = make_loss(sae, training, k_aux)
 
     def gradient(with_auxk):

@@ -46,16 +46,16 @@ def hooked(model, tokens):
     seen = {}
 
     def output(module, name):
-        def keep(module, inputs, out):
+        def keep(_module, _inputs, out):
             seen[name] = (out[0] if isinstance(out, tuple) else out).numpy()
 
-        return module.register_forward_hook(keep)
+        module.register_forward_hook(keep)
 
     def first_input(module, name):
-        def keep(module, inputs):
+        def keep(_module, inputs):
             seen[name] = inputs[0].numpy()
 
-        return module.register_forward_pre_hook(keep)
+        module.register_forward_pre_hook(keep)
 
     for layer, block in enumerate(model.transformer.h):
         first_input(block, f"blocks.{layer}.hook_resid_pre")

@@ -1,4 +1,4 @@
-"""The plain reference: a TopK autoencoder as dense NumPy-like code that AD differentiates. B tokens, d width, n latents."""
+"""The plain reference: a TopK autoencoder as dense code that AD differentiates. B tokens, d width, n latents."""
 
 import jax
 import jax.numpy as jnp

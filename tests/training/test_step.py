@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import MESHES
 
+from conftest import MESHES
 from jaxsae.mesh import make_mesh
 from jaxsae.sae.struct import Spec
 from jaxsae.training.config import SAEConfig, TrainingConfig
@@ -49,8 +49,12 @@ def test_loss_and_gradients_equal_dense(x64, mesh, dead_share):
 
 def collectives(text):
     """(operation, shape) of every collective in compiled HLO."""
-    found = re.findall(r"= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", text)
-    return [(op, tuple(map(int, dims.split(",")))) for types, op in found for dims in re.findall(r"\[([\d,]+)\]", types)]
+    found = re.findall(
+        r"= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", text
+    )
+    return [
+        (op, tuple(map(int, dims.split(",")))) for types, op in found for dims in re.findall(r"\[([\d,]+)\]", types)
+    ]
 
 
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 4), (1, 8)], ids=str)

@@ -38,7 +38,13 @@ def run_steps(mesh, training=TRAINING, upto=steps):
         zeros = jax.tree.map(jnp.zeros_like, sae)
         idle = put(jnp.zeros(n, jnp.int32), LATENTS)
         state = TrainState(
-            sae, jax.jit(optimizer.init)(sae), zeros, idle, jnp.asarray(0.7), jax.random.key(0), jnp.zeros((), jnp.int32)
+            sae,
+            jax.jit(optimizer.init)(sae),
+            zeros,
+            idle,
+            jnp.asarray(0.7),
+            jax.random.key(0),
+            jnp.zeros((), jnp.int32),
         )
         for x in data()[:upto]:
             state, metrics = step(state, put(x, TOKENS), hyper(SAE_CONFIG, training))

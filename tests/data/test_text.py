@@ -1,0 +1,351 @@
+"""Every way to name a text gives its documents, or one BadInput that names the source."""
+
+import gzip
+import io
+import json
+import lzma
+import re
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import tensorflow_datasets as tfds
+
+from jaxsae.data import text
+from jaxsae.errors import BadInput
+
+# Each ends its last line, as the documents of a .txt file between marker lines do. Inside a line the marker is text,
+# and of the characters that some readers take for line breaks only \n is one.
+DOCUMENTS = [
+    "one line\n",
+    "two lines\n\nand \u2028 a \x0b paragraph\x85\n",
+    "an <|endoftext|> inside\n",
+    '{"text": "no object of ours"}\n',
+    "\n  indented, äöü, 漢字, 🦊\n",
+]
+
+
+def as_txt(documents):
+    return "<|endoftext|>\n".join(documents).encode()
+
+
+def as_jsonl(documents):
+    # Blank lines are allowed, other fields too.
+    lines = [json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(documents)]
+    return "\n".join(lines).encode()
+
+
+def as_tar(members, mode="w"):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode) as archive:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for name, content in members.items():
+            member = tarfile.TarInfo(f"folder/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+def as_zip(members):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.mkdir("folder")
+        for name, content in members.items():
+            archive.writestr(f"folder/{name}", content)
+    return file.getvalue()
+
+
+def plain(documents=DOCUMENTS):
+    return {"a.txt": as_txt(documents), "a.jsonl": as_jsonl(documents)}
+
+
+def compressed(documents=DOCUMENTS):
+    pack = {".gz": gzip.compress, ".xz": lzma.compress}
+    files = plain(documents).items()
+    return {name + end: how(content) for name, content in files for end, how in pack.items()}
+
+
+def archives(documents=DOCUMENTS):
+    """The documents in two members each, the second compressed on its own."""
+    members = {"a.txt": as_txt(documents[:2]), "b.jsonl.gz": gzip.compress(as_jsonl(documents[2:]))}
+    modes = {"a.tar": "w", "a.tar.gz": "w:gz", "a.tgz": "w:gz", "a.tar.xz": "w:xz"}
+    tars = {name: as_tar(members, mode) for name, mode in modes.items()}
+    return {**tars, "a.zip": as_zip(members)}
+
+
+FORMATS = {**plain(), **compressed(), **archives()}
+
+
+def write(folder, name, content):
+    path = folder / name
+    path.write_bytes(content)
+    return str(path)
+
+
+def read(*sources):
+    return list(text.documents(sources))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_documents(tmp_path, name):
+    assert read(write(tmp_path, name, FORMATS[name])) == DOCUMENTS
+
+
+def test_documents_without_text_are_left_out(tmp_path):
+    documents = ["", "a\n", " \n\t\n", "b\n", ""]
+    for name, content in plain(documents).items():
+        assert read(write(tmp_path, name, content)) == ["a\n", "b\n"]
+
+
+def test_a_marker_line_may_carry_spaces_and_other_line_ends(tmp_path):
+    path = write(tmp_path, "a.txt", b"a\r\n  <|endoftext|> \r\nb")
+    assert read(path) == ["a\n", "b"]
+
+
+def test_globs_in_sorted_order_and_sources_in_theirs(tmp_path):
+    names = ["c.txt", "a.txt", "b.txt.gz"]
+    for name in names:
+        content = name.encode()
+        write(tmp_path, name, gzip.compress(content) if name.endswith("gz") else content)
+    (tmp_path / "deep").mkdir()
+    write(tmp_path, "deep/z.txt", b"deep/z.txt")
+    # A folder that a glob matches is no text, whatever it is called.
+    (tmp_path / "d.txt").mkdir()
+    star, deep = f"{tmp_path}/*.txt*", f"{tmp_path}/**/*.txt"
+    assert read(star) == sorted(names)
+    assert read(deep) == ["a.txt", "c.txt", "deep/z.txt"]
+    assert read(deep, star, f"{tmp_path}/c.txt") == read(deep) + read(star) + ["c.txt"]
+
+
+def test_the_name_of_a_file_is_no_pattern(tmp_path):
+    assert read(write(tmp_path, "part[1]*.txt", b"a")) == ["a"]
+
+
+def test_stdlib_is_the_source_of_the_standard_library_without_tests():
+    paths = text.stdlib_files()
+    assert paths == text.stdlib_files()
+    root = Path(json.__file__).parents[1]
+    names = [path.relative_to(root).as_posix() for path in paths]
+    assert len(names) > 500 and {"json/decoder.py", "tarfile.py", "asyncio/tasks.py"} <= set(names)
+    assert names == sorted(names) and len(set(names)) == len(names)
+    assert not re.search(r"(^|/)(tests?|idle_test|site-packages|dist-packages)(/|$)", "\n".join(names), re.M)
+    documents = read("stdlib")
+    assert len(documents) > 500 and sum(map(len, documents)) > 1e7
+    assert Path(json.__file__).read_text() in documents
+
+
+def test_stdlib_may_lie_below_any_folder(tmp_path, monkeypatch):
+    # Folders called test or site-packages above the library say nothing about its files.
+    root = tmp_path / "test" / "site-packages" / "lib"
+    (root / "test").mkdir(parents=True)
+    (root / "os.py").write_text("system")
+    (root / "test" / "check.py").write_text("a test")
+    monkeypatch.setattr(text.sysconfig, "get_paths", lambda: {"stdlib": str(root)})
+    assert text.stdlib_files() == [root / "os.py"]
+
+
+def test_fingerprint_follows_the_bytes_and_not_the_folder(tmp_path):
+    def fingerprint(folder, content=b"abc", other=b"xyz"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        write(tmp_path, f"{folder}/a.txt", content)
+        write(tmp_path, f"{folder}/b.txt", other)
+        return text.fingerprint([f"{tmp_path / folder}/*.txt"])
+
+    same = fingerprint("here")
+    assert fingerprint("there") == same
+    different = [
+        fingerprint("here", b"abd"),
+        fingerprint("here", b"abc\n"),
+        fingerprint("here", b"abcx", b"yz"),
+        fingerprint("here", b"xyz", b"abc"),
+        text.fingerprint([f"{tmp_path}/there/a.txt"]),
+        text.fingerprint(["tfds:lm1b"]),
+        text.fingerprint(["tfds:lm1b:test"]),
+        text.fingerprint(["hf:lm1b"]),
+    ]
+    assert len({same, *different}) == 1 + len(different)
+    assert text.fingerprint(["tfds:lm1b"]) == text.fingerprint(["tfds:lm1b"])
+
+
+def test_fingerprint_of_a_local_data_set_follows_its_files(tmp_path):
+    write(tmp_path, "train.jsonl", as_jsonl(["a"]))
+    before = text.fingerprint([f"hf:{tmp_path}"])
+    write(tmp_path, "train.jsonl", as_jsonl(["b"]))
+    assert text.fingerprint([f"hf:{tmp_path}:train"]) != before != text.fingerprint([f"hf:{tmp_path}"])
+
+
+BAD = {
+    "empty.txt": (b"", "holds no text"),
+    "blank.txt": (b" \n<|endoftext|>\n\n", "holds no text"),
+    "empty.jsonl": (b"", "holds no text"),
+    "empty.tar": (as_tar({}), "holds no text"),
+    "empty.zip": (as_zip({}), "holds no text"),
+    "page.html": (b"<p>", "no known format: allowed are"),
+    "noending": (b"text", "no known format: allowed are"),
+    "members.tar": (as_tar({"a.bin": b"x"}), "a.bin is of no known format"),
+    "members.zip": (as_zip({"a.bin": b"x"}), "a.bin is of no known format"),
+    "latin.txt": ("a" * 10_000 + "ä").encode("latin-1"),
+    "latin.txt.gz": gzip.compress("ä".encode("latin-1")),
+    "latin.jsonl": '{"text": "ä"}'.encode("latin-1"),
+    "latin.zip": as_zip({"a.txt": b"\xff"}),
+    "notgzip.txt.gz": (b"text", "cannot be read, give a whole file"),
+    "notxz.txt.xz": (b"text", "cannot be read, give a whole file"),
+    "notzip.zip": (b"text", "cannot be read, give a whole file"),
+    "nottar.tar": (b"text" * 1000, "cannot be read, give a whole file"),
+    "notgzip.tar.gz": (as_tar(plain()), "cannot be read, give a whole file"),
+}
+LINES = ["[]", '["text"]', '"text"', "1", "null", "{}", '{"words": "a"}', '{"text"', "text", '{"text": null}']
+LINES += ['{"text": 5}', '{"text": ["a"]}', '{"text": "\\ud800"}']
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_one_clear_error(tmp_path, name):
+    content, message = BAD[name] if isinstance(BAD[name], tuple) else (BAD[name], "not UTF-8 text")
+    with pytest.raises(BadInput) as caught:
+        read(write(tmp_path, name, content))
+    assert name in str(caught.value) and message in str(caught.value)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_bad_line_is_named(tmp_path, line):
+    path = write(tmp_path, "a.jsonl", b'{"text": "good"}\n\n' + line.encode())
+    with pytest.raises(BadInput, match=r'a\.jsonl, line 3: .*with a field "text" that is a string'):
+        read(path)
+
+
+def test_a_source_that_matches_no_file(tmp_path):
+    for source in (f"{tmp_path}/a.txt", f"{tmp_path}/*.jsonl", str(tmp_path), f"{tmp_path}/", "", "stdlibs"):
+        for use in (read, lambda source: text.fingerprint([source])):
+            with pytest.raises(BadInput) as caught:
+                use(source)
+            assert f"{source!r} matches no file: allowed are stdlib" in str(caught.value)
+
+
+def test_one_source_without_text_among_others(tmp_path):
+    good, empty = write(tmp_path, "good.txt", b"a"), write(tmp_path, "empty.txt", b"")
+    with pytest.raises(BadInput, match=r"empty\.txt.* holds no text: give a source"):
+        read(good, empty, good)
+
+
+def read_or_bad(path):
+    try:
+        return read(path)
+    except BadInput as error:
+        # The error that says that nothing came out names the source, the others the file.
+        assert path in str(error)
+        return BadInput
+
+
+SEALED = {**compressed(), **archives()}
+
+
+@pytest.mark.parametrize("name", SEALED)
+def test_a_file_that_is_cut_off_never_passes_for_a_whole_one(tmp_path, name):
+    content, outcomes = SEALED[name], []
+    for size in range(0, len(content), 1 + len(content) // 60):
+        outcomes.append(read_or_bad(write(tmp_path, name, content[:size])))
+    # Archives may lose padding behind their end without harm.
+    assert all(outcome in (BadInput, DOCUMENTS) for outcome in outcomes)
+    assert outcomes.count(BadInput) > (2 if name == "a.tar" else 20)
+
+
+def test_an_archive_that_is_cut_off_between_members(tmp_path):
+    members = {"a.txt": b"a", "b.txt": b"b"}
+    whole = as_tar(members)
+    # Headers and contents are blocks of 512 bytes: a folder, then two members of two blocks each.
+    for size in range(0, 5 * 512 + 1, 256):
+        assert read_or_bad(write(tmp_path, "a.tar", whole[:size])) == BadInput, size
+    assert read(write(tmp_path, "a.tar", whole[: 6 * 512])) == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.xz", "a.tar.gz", "a.tar.xz", "a.zip"])
+def test_a_damaged_file_never_gives_other_documents(tmp_path, name):
+    content = SEALED[name]
+    # The directory at the end of a zip file carries no checksum: what it lost cannot be known.
+    checked = content.index(b"PK\1\2") if name == "a.zip" else len(content)
+    for at in range(0, checked, 1 + checked // 60):
+        for bit in (1, 16, 128):
+            broken = bytearray(content)
+            broken[at] ^= bit
+            # A flipped bit in a date or a comment does no harm.
+            assert read_or_bad(write(tmp_path, name, broken)) in (BadInput, DOCUMENTS), (at, bit)
+
+
+class TwoTexts(tfds.core.GeneratorBasedBuilder):
+    """A data set whose first text feature is not the one to read."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        texts = tfds.features.FeaturesDict({"a": tfds.features.Text(), "text": tfds.features.Text()})
+        return tfds.core.DatasetInfo(builder=self, features=texts, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples("train"), "test": self._generate_examples("test")}
+
+    def _generate_examples(self, split):
+        for i in range(30):
+            yield i, {"a": "no", "text": f"{split} ä {i}"}
+
+
+@pytest.fixture
+def tfds_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path / "tfds"))
+
+
+def test_tfds_data_sets_by_name_and_split(tfds_folder):
+    for source, split in [("two_texts", "train"), ("two_texts:test", "test")]:
+        assert read(f"tfds:{source}") == [f"{split} ä {i}" for i in range(30)]
+    assert read("tfds:two_texts:train[10:12]") == ["train ä 10", "train ä 11"]
+
+
+def test_tfds_lm1b_as_tfds_itself_mocks_it(tfds_folder):
+    with tfds.testing.mock_data(num_examples=7):
+        documents = read("tfds:lm1b")
+        assert len(documents) == 7 and all(isinstance(document, str) for document in documents)
+
+
+def test_tfds_that_cannot_be_used(tfds_folder):
+    for source in ("no_such_data_set", "two_texts:no_such_split", "two_texts/no_such_config"):
+        with pytest.raises(BadInput) as caught:
+            read(f"tfds:{source}")
+        message = str(caught.value)
+        # tfds lists everything that it has; an error of ours stays one to be read.
+        assert f"tfds:{source} cannot be loaded" in message and "give tfds:NAME" in message
+        assert "\n" not in message and len(message) < 600
+    with tfds.testing.mock_data(num_examples=1):
+        with pytest.raises(BadInput, match="tfds:mnist has no text feature, only image, label"):
+            read("tfds:mnist")
+
+
+def test_hf_reads_the_column_text_of_a_local_folder(tmp_path):
+    pytest.importorskip("datasets")
+    write(tmp_path, "train.jsonl", as_jsonl(DOCUMENTS))
+    write(tmp_path, "test.jsonl", as_jsonl(DOCUMENTS[:2]))
+    assert read(f"hf:{tmp_path}") == read(f"hf:{tmp_path}:train") == DOCUMENTS
+    assert read(f"hf:{tmp_path}:test") == DOCUMENTS[:2]
+
+
+def test_hf_that_cannot_be_used(tmp_path):
+    pytest.importorskip("datasets")
+    for name in ("text", "words", "none"):
+        (tmp_path / name).mkdir()
+    write(tmp_path, "text/train.jsonl", b'{"text": "a"}')
+    write(tmp_path, "words/train.jsonl", b'{"words": "a"}')
+    for source, message in {
+        f"{tmp_path}/text:no_such_split": "cannot be loaded: .*no_such_split",
+        f"{tmp_path}/none": "cannot be loaded",
+        f"{tmp_path}/words": 'has no column "text", only words',
+    }.items():
+        with pytest.raises(BadInput, match=f"hf:{re.escape(source)} {message}"):
+            read(f"hf:{source}")
+
+
+def test_hf_without_the_package_names_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(BadInput, match=re.escape('hf:name needs the package datasets: pip install "jaxsae[hf]"')):
+        read("hf:name")

@@ -1,0 +1,119 @@
+"""Checkpoints: exact, on any mesh, and never trusted when damaged."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsae.errors import BadInput
+from jaxsae.mesh import make_mesh
+from jaxsae.training.checkpoint import Checkpoints
+from jaxsae.training.config import SAEConfig, TrainingConfig
+from jaxsae.training.start import abstract_state, first_state
+
+SAE_CONFIG, TRAINING = SAEConfig(64, 4), TrainingConfig(tokens=4096, batch_size=32)
+d = 16
+
+
+def state_on(mesh):
+    chunk = jax.random.normal(jax.random.key(3), (4, 32, d))
+    return first_state(jax.device_put(chunk, jax.NamedSharding(mesh, jax.P(None, "data"))), mesh, SAE_CONFIG, TRAINING)
+
+
+def at_step(state, step):
+    """Another state: every float differs from those of other steps."""
+    from dataclasses import replace
+
+    bump = lambda a: a + step if jnp.issubdtype(a.dtype, jnp.floating) else a
+    return replace(jax.tree.map(bump, state), step=state.step + step)
+
+
+def values(state):
+    data = lambda a: jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a
+    return [np.asarray(data(a)) for a in jax.tree.leaves(state)]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A folder with checkpoints of steps 1, 2 and 3, of which the newest two are kept, and those states' values."""
+    mesh = make_mesh(2, 4)
+    folder = tmp_path_factory.mktemp("checkpoints")
+    with jax.set_mesh(mesh), Checkpoints(folder, 2) as checkpoints:
+        states = {step: at_step(state_on(mesh), step) for step in (1, 2, 3)}
+        for state in states.values():
+            checkpoints.save(state)
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 3]
+    return folder, {step: values(state) for step, state in states.items()}
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    return shutil.copytree(written[0], tmp_path / "checkpoints")
+
+
+def restored(folder, mesh=(2, 4)):
+    mesh = make_mesh(*mesh)
+    with Checkpoints(folder, 2) as checkpoints:
+        return checkpoints.restore(abstract_state(d, mesh, SAE_CONFIG, TRAINING))
+
+
+@pytest.mark.parametrize("mesh", [(2, 4), (8, 1), (1, 8), (1, 1)], ids=str)
+def test_bit_equal_on_any_mesh(written, folder, mesh):
+    state = restored(folder, mesh)
+    for a, b in zip(values(state), written[1][3]):
+        np.testing.assert_array_equal(a, b)
+    assert state.params.W_enc.sharding.mesh.shape == dict(zip(("data", "latent"), mesh))
+
+
+def test_none_where_there_is_none(tmp_path):
+    assert restored(tmp_path / "new") is None
+
+
+def weights(folder):
+    """The files that hold the numbers of the weights."""
+    return [p for p in (folder / "weights").rglob("d/*") if p.stat().st_size > 1000]
+
+
+def flip(path):
+    """One bit in the middle: the file still parses."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "truncated": lambda f: [p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]) for p in weights(f)],
+    "one bit": lambda f: [flip(p) for p in weights(f)],
+    "emptied": lambda f: [p.write_bytes(b"") for p in weights(f)],
+    "file gone": lambda f: [p.unlink() for p in weights(f)],
+    "part gone": lambda f: shutil.rmtree(f / "optimizer"),
+    "metadata garbage": lambda f: [p.write_text("{") for p in f.rglob("_METADATA")],
+    "all garbage": lambda f: [p.write_bytes(b"x") for p in f.rglob("*") if p.is_file()],
+    "no files": lambda f: [p.unlink() for p in f.rglob("*") if p.is_file()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_newest_falls_back_and_says_so(written, folder, capsys, damage):
+    damage(folder / "3")
+    state = restored(folder)
+    for a, b in zip(values(state), written[1][2]):
+        np.testing.assert_array_equal(a, b)
+    said = capsys.readouterr().err
+    assert "step 3" in said and "damaged" in said and "step 2" in said
+    # Training comes to step 3 again, and its checkpoint takes the damaged one's place.
+    with Checkpoints(folder, 2) as checkpoints, jax.set_mesh(make_mesh(2, 4)):
+        checkpoints.save(at_step(state, 1))
+        checkpoints.wait()
+    assert int(restored(folder).step) == 3
+
+
+def test_all_damaged(folder):
+    for step in ("2", "3"):
+        DAMAGE["truncated"](folder / step)
+    with pytest.raises(BadInput, match="every checkpoint"):
+        restored(folder)
+    assert (folder / "2").exists() and (folder / "3").exists()
