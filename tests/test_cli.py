@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,10 @@ import pytest
 
 import jaxsae
 from jaxsae.cli import main
+from jaxsae.mesh import make_mesh
+from jaxsae.training.checkpoint import Checkpoints
+from jaxsae.training.config import SAEConfig, TrainingConfig
+from jaxsae.training.start import abstract_state
 
 
 @pytest.fixture(scope="session")
@@ -114,6 +119,83 @@ def test_signals_save_and_say_so(flags, tmp_path, number):
     assert process.returncode == 128 + number, error
     saved = max(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
     assert f"saved at step {saved}" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("before, after", [("8 1", "2 4"), ("1 8", "4 2")])
+def test_resumed_on_another_mesh(flags, finished, tmp_path, before, after):
+    """The batches are the same on every mesh, so only rounding (and near-ties of the top-k) can differ."""
+    folder = tmp_path / "run"
+    assert main(["train", "--run", str(folder), *flags, "--mesh", *before.split()]) == 0
+    shutil.rmtree(folder / "checkpoints" / "118")
+    assert main(["train", "--run", str(folder), *flags, "--resume", "--mesh", *after.split()]) == 0
+    one, other = (json.loads((f / "summary.json").read_text()) for f in (finished, folder))
+    assert other["nmse"] == pytest.approx(one["nmse"], rel=5e-3)
+    assert other["kl"] == pytest.approx(one["kl"], rel=5e-2)
+
+
+def test_damaged_newest_checkpoint(flags, finished, tmp_path, capsys):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    for path in (folder / "checkpoints" / "118").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:-1])
+    assert main(["train", "--run", str(folder), *flags, "--resume"]) == 0
+    said = capsys.readouterr().err
+    assert "step 118" in said
+    assert "going on from the checkpoint of step 110" in said
+    same = lambda name: (folder / name).read_bytes() == (finished / name).read_bytes()
+    assert same("sae/sae.safetensors")
+
+
+def test_full_disk(flags, tmp_path):
+    """On a file system of 600 kB: one line, status 2, and the checkpoints that were made before are whole."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("mounting a small file system is not permitted here")
+    try:
+        process = start(small / "run", [*flags, "--keep-checkpoints", "100"])
+        error = process.communicate()[1]
+        assert process.returncode == 2, error
+        assert error.splitlines()[-1].startswith("jaxsae: the disk is full")
+        assert "Traceback" not in error
+        mesh = make_mesh(1, 1)
+        with Checkpoints(small / "run" / "checkpoints", 100) as checkpoints:
+            assert checkpoints.steps()[0] == 10
+            like = abstract_state(32, mesh, SAEConfig(64, 4), TrainingConfig(tokens=30000, batch_size=256))
+            assert int(checkpoints.restore(like).step) == checkpoints.steps()[-1]
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Activations on disk: 4000 rows of width 24 with some structure."""
+    rng = np.random.default_rng(0)
+    rows = rng.exponential(size=(4000, 6)) @ rng.normal(size=(6, 24)) + 0.1 * rng.normal(size=(4000, 24))
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    np.save(folder / "a.npy", rows[:3000].astype(np.float32))
+    np.save(folder / "b.npy", rows[3000:].astype(np.float32))
+    return folder
+
+
+def test_activations_from_files(shards, tmp_path, capsys):
+    flags = ["--activations", str(shards), "--cache", str(tmp_path / "cache"), "--sae.n", "64", "--sae.k", "4"]
+    flags += ["--batch-size", "256", "--tokens", "50000", "--lr", "3e-3", "--run"]
+    assert main(["train", *flags, str(tmp_path / "run")]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["nmse"] < 0.5
+    assert summary["ce_recovered"] is None
+    assert jaxsae.describe(tmp_path / "run")["hook"] is None
+    capsys.readouterr()
+    np.save(shards / "c.npy", np.full((64, 24), np.nan, np.float32))
+    refused(capsys, ["train", *flags, str(tmp_path / "nan")], "c.npy", "nan", "row 0")
+    np.save(shards / "c.npy", np.ones((64, 23), np.float32))
+    refused(capsys, ["train", *flags, str(tmp_path / "width")], "c.npy", "23", "24")
+
+
+def test_divergence_fails_and_keeps_what_was_saved(flags, tmp_path, capsys):
+    assert main(["train", "--run", str(tmp_path / "run"), *flags, "--lr", "1e30"]) == 1
+    assert "lower --lr" in capsys.readouterr().err
 
 
 def refused(capsys, args, *said):

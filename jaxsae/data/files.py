@@ -42,7 +42,7 @@ class FileSource:
                 f"shards of {ROWS} or more, because every twentieth block of {ROWS} is held out"
             )
         order = grain.MapDataset.range(len(self.blocks))
-        self.order = order if seed is None else order.shuffle(seed=seed).repeat()
+        self.order = order if seed is None else order.seed(seed).shuffle().repeat()
 
     def __len__(self):
         return len(self.blocks)

@@ -151,6 +151,9 @@ def _stream(stream, name: str, shown: str) -> Iterator[str]:
             for member in archive:
                 if member.isfile():
                     yield from _stream(archive.extractfile(member), member.name, f"{shown}:{member.name}")
+        # The checksum of a compressed archive is checked where its stream ends, behind the archive's own end.
+        while stream.read(1 << 20):
+            pass
     elif name.endswith(".zip"):
         with zipfile.ZipFile(stream) as archive:
             for member in archive.namelist():

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -47,7 +47,9 @@ def prepare(sources: Sequence[str], tokenizer, context: int, cache: str | None =
         return folder
     root.mkdir(parents=True, exist_ok=True)
     # Written aside and renamed at the end: a folder that is there is whole, whoever else was writing it.
-    scratch = Path(tempfile.mkdtemp(dir=root, prefix="writing-"))
+    # (Not by tempfile, whose folders nobody else may read.)
+    scratch = root / f"writing-{uuid.uuid4().hex}"
+    scratch.mkdir()
     try:
         _write(scratch, sources, tokenizer, context)
         try:
@@ -163,7 +165,8 @@ class TokenContexts:
 
         self.source = tfds.builder_from_directory(next(Path(folder).glob("contexts/*"))).as_data_source(split)
         order = grain.MapDataset.range(len(self.source))
-        self.order = order if seed is None else order.shuffle(seed=seed).repeat()
+        # shuffle(seed=s) gives epoch e the order of s + e, so that neighbouring seeds share epochs; seed(s) does not.
+        self.order = order if seed is None else order.seed(seed).shuffle().repeat()
 
     def __len__(self):
         return len(self.source)

@@ -52,7 +52,7 @@ class TrainingConfig:
     k_aux: int | None = None
     """Dead latents used per token by AuxK; the power of two closest to d / 2 unless given."""
     dead_after: int | None = None
-    """A latent is dead after so many idle tokens; 10 million, or a fifth of the run where that is less, unless given."""
+    """Idle tokens after which a latent is dead; 10 million, or a fifth of the run where that is less, unless given."""
     ema: float | None = None
     """Decay of the average of the weights that is exported, 0 for none; 0.999, or an average over a tenth of the run
     where that is shorter, unless given."""

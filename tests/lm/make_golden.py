@@ -4,8 +4,8 @@
     torch-env/bin/pip install torch==2.13.0 transformers==5.23.0 safetensors numpy
     torch-env/bin/python tests/lm/make_golden.py
 
-golden/config.json and golden/model.safetensors are the model; golden/golden.npz holds `tokens` [2, 12], `logits`
-[2, 12, V] and every hook point under its TransformerLens name, float32.
+golden/config.json and golden/model.safetensors are the model; golden/golden.npz holds `tokens`
+[2, 12], `logits` [2, 12, V] and every hook point under its TransformerLens name, float32.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ def tiny_model():
         attn_implementation="eager",
     )
     model = GPT2LMHeadModel(config).eval()
-    # A fresh model has zero biases and unit gains, with which a swapped or forgotten one would not show.
+    # A fresh model has zero biases and unit gains: a swapped or forgotten one would not show.
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name.endswith(".bias"):

@@ -1,4 +1,4 @@
-"""Logits and every hook point of the tiny model against PyTorch's, in float32; make_golden.py says how they were made.
+"""Logits and every hook point of the tiny model against PyTorch's, in float32 (make_golden.py).
 
 The peers' float64 goldens of test_parity.py are sharper, but lie outside the repository.
 """
@@ -21,7 +21,8 @@ def golden():
 
 @pytest.fixture(scope="module")
 def captured(golden):
-    return jax.jit(lambda lm, tokens: lms.capture(lm, tokens, tiny.HOOKS))(tiny.model(), golden["tokens"])
+    capture = jax.jit(lambda lm, tokens: lms.capture(lm, tokens, tiny.HOOKS))
+    return capture(tiny.model(), golden["tokens"])
 
 
 def test_golden_holds_every_hook_point(golden):

@@ -22,7 +22,8 @@ def model(products="float32", dtype=jnp.float32):
 
 
 def random_tokens(contexts, positions=12, seed=0):
-    return np.random.default_rng(seed).integers(VOCABULARY, size=(contexts, positions), dtype=np.int32)
+    random = np.random.default_rng(seed)
+    return random.integers(VOCABULARY, size=(contexts, positions), dtype=np.int32)
 
 
 def tensors():

@@ -1,0 +1,244 @@
+"""Batches whose every row says where it comes from; those of text against the model's prefix."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxsae.data import activations
+from jaxsae.data.activations import LANES, Batches, Plan, TextSource
+from jaxsae.errors import BadInput
+from jaxsae.lm.gpt2 import GPT2, GPT2Config
+from jaxsae.lm.model import LM, prefix
+from jaxsae.mesh import make_mesh, place
+
+MESHES = [(1, 1), (8, 1), (2, 4), (4, 2)]
+
+
+class Numbered:
+    """Row r of context c is [c * rows + r, c]: exact in float32 here."""
+
+    width, shape, dtype, fingerprint = 2, (1,), np.int32, "numbered"
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return 1 << 20
+
+    def host(self, start, stop):
+        return np.arange(start, stop)[:, None]
+
+    def activations(self, host):
+        rows = host[:, :, None] * self.rows + jnp.arange(self.rows)[None, :, None]
+        contexts = host[:, :, None] + jnp.zeros((1, self.rows, 1), jnp.int32)
+        return jnp.concatenate([rows, contexts], -1).astype(jnp.float32)
+
+
+def make_batches(mesh=(1, 1), batch=64, rows=12, per_chunk=4, seed=0):
+    plan = Plan.of(batch, rows, mesh[0], per_chunk)
+    return Batches(Numbered(rows), plan, make_mesh(*mesh), seed)
+
+
+def test_plans_divide():
+    for batch in (1, 2, 6, 24, 64, 96, 100, 2048):
+        for data in (d for d in range(1, 17) if batch % d == 0):
+            for rows in (1, 7, 63, 64):
+                for batches in (1, 3, 16):
+                    plan = Plan.of(batch, rows, data, batches)
+                    assert plan.lanes % data == batch % plan.lanes == 0
+                    assert plan.contexts % plan.lanes == 0
+                    # Each lane deals whole rows to the batches, and keeps less than one context.
+                    left_over = plan.contexts * rows - batches * batch
+                    assert 0 <= left_over < plan.lanes * rows
+
+
+def test_meshes_whose_size_divides_the_lanes_share_one_plan():
+    for batch in (8, 24, 64, 192):
+        assert len({Plan.of(batch, 64, data, 16) for data in (1, 2, 4, 8)}) == 1
+        assert Plan.of(batch, 64, 8, 16).lanes == math.gcd(batch, LANES)
+
+
+def test_a_batch_that_does_not_divide_over_the_devices():
+    message = "--batch-size 100 does not divide over the 8 devices .*: give a multiple of 8"
+    with pytest.raises(BadInput, match=message):
+        Plan.of(100, 64, 8, 16)
+
+
+# The last ones share little or nothing with LANES; 63 rows are a context of 64 without position 0.
+SIZES = [(64, 12, 4), (128, 63, 3), (10, 7, 5), (9, 4, 1)]
+
+
+@pytest.mark.parametrize("batch, rows, per_chunk", SIZES)
+def test_batches_hold_rows_of_their_chunk_and_none_twice(batch, rows, per_chunk):
+    batches = make_batches((1, 1), batch, rows, per_chunk)
+    contexts = batches.plan.contexts
+    for number in (0, 3):
+        chunk = np.asarray(batches.chunk(number))
+        assert chunk.shape == (per_chunk, batch, 2)
+        ids, of = chunk[..., 0].ravel().astype(int), chunk[..., 1].ravel().astype(int)
+        np.testing.assert_array_equal(ids // rows, of)
+        assert len(set(ids)) == len(ids)
+        # Chunks take the contexts in their order, each once.
+        assert set(of) <= set(range(number * contexts, (number + 1) * contexts))
+        assert contexts * rows - len(ids) < batches.plan.lanes * rows
+
+
+def test_batches_mix_contexts_and_positions():
+    batches = make_batches(batch=256, rows=32, per_chunk=8)
+    chunk = np.asarray(batches.chunk(0)).astype(int)
+    ids, of = chunk[..., 0], chunk[..., 1]
+    # As many contexts as lanes are in every batch, and a context is in almost all batches.
+    assert all(len(set(batch)) >= batches.plan.lanes for batch in of)
+    spread = [sum(context in batch for batch in of) for context in range(batches.plan.contexts)]
+    assert np.mean(spread) > 7
+    # Any position may come anywhere: no position is rare in any batch.
+    counts = np.stack([np.bincount(batch % 32, minlength=32) for batch in ids])
+    assert counts.sum(1).tolist() == [256] * 8 and (counts > 0).mean() > 0.95 and counts.max() < 32
+
+
+def test_seeds_and_chunks_mix_differently():
+    def places(seed, number):
+        ids = np.asarray(make_batches(seed=seed).chunk(number))[..., 0].ravel()
+        return (ids - ids.min() // 768 * 768).tolist()
+
+    orders = [places(0, 0), places(0, 1), places(1, 0)]
+    assert orders[0] == places(0, 0)
+    assert orders[0] != orders[1] and orders[0] != orders[2] and orders[1] != orders[2]
+
+
+@pytest.mark.parametrize("batch, meshes", [(64, MESHES[1:]), (24, [(8, 1)])])
+def test_batches_are_the_same_on_every_mesh(batch, meshes):
+    want = make_batches((1, 1), batch).chunk(2)
+    for mesh in meshes:
+        got = make_batches(mesh, batch).chunk(2)
+        assert str(jax.typeof(got)) == f"float32[4,{batch}@data,2]"
+        assert got.sharding.mesh.shape["data"] == mesh[0]
+        np.testing.assert_array_equal(got, want)
+
+
+def test_a_mesh_that_does_not_divide_the_lanes_still_splits_every_batch():
+    chunk = np.asarray(make_batches((3, 1), batch=12, rows=5, per_chunk=3).chunk(0))
+    ids = chunk[..., 0].ravel()
+    assert chunk.shape == (3, 12, 2) and len(set(ids)) == 36
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (4, 2)], ids=str)
+def test_a_step_has_its_batch_wherever_the_stream_begins(mesh):
+    batches = make_batches(mesh)
+    whole = list(batches.stream(0, 11))
+    assert [str(jax.typeof(batch)) for batch in whole] == ["float32[64@data,2]"] * 11
+    chunks = np.concatenate([batches.chunk(number) for number in range(3)])
+    np.testing.assert_array_equal(whole, chunks[:11])
+    # From the first, an inner and the last batch of a chunk; within a chunk and beyond it.
+    for start, stop in [(4, 11), (5, 7), (7, 9), (10, 11)]:
+        np.testing.assert_array_equal(list(batches.stream(start, stop)), chunks[start:stop])
+    assert list(batches.stream(3, 3)) == []
+
+
+def test_a_stream_that_is_left_can_be_begun_again():
+    batches = make_batches()
+    stream = batches.stream(0, 1000)
+    first = next(stream)
+    stream.close()
+    np.testing.assert_array_equal(next(batches.stream(0, 1000)), first)
+
+
+def test_what_goes_wrong_while_reading_ahead_is_raised():
+    batches = make_batches()
+    read = batches.source.host
+
+    def host(start, stop):
+        if start >= 2 * batches.plan.contexts:
+            raise OSError("gone")
+        return read(start, stop)
+
+    batches.source.host = host
+    stream = batches.stream(0, 100)
+    for _ in range(8):
+        next(stream)
+    with pytest.raises(OSError, match="gone"):
+        next(stream)
+
+
+T = 8
+CONFIG = GPT2Config(vocab_size=50, n_positions=T, n_embd=8, n_layer=2, n_head=2, n_inner=12)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    tokens = jnp.zeros((1, T), jnp.int32)
+    params = jax.jit(GPT2(CONFIG).init)(jax.random.key(0), tokens)["params"]
+    return LM(params, CONFIG)
+
+
+class Tokens:
+    """Random contexts in the place of prepared text."""
+
+    def __init__(self, size=1000):
+        self.ids = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (size, T), np.int32)
+        # Neighbours begin with different tokens, so that no two of their activations are equal.
+        self.ids[:, 0] = np.arange(size) % CONFIG.vocab_size
+
+    def __len__(self):
+        return len(self.ids)
+
+    def read(self, start, stop):
+        return self.ids[start:stop]
+
+
+HOOKS = ["blocks.0.hook_resid_pre", "blocks.1.hook_resid_post", "blocks.1.mlp.hook_post"]
+HOOKS += ["blocks.0.hook_attn_out", "blocks.1.hook_mlp_out"]
+
+
+def text_source(lm, mesh, hook, skip_first=False):
+    lm = jax.device_put(lm, NamedSharding(mesh, P()))
+    return TextSource(lm, hook, Tokens(), T, skip_first, "tokens")
+
+
+CASES = [*((hook, 16) for hook in HOOKS), (HOOKS[1], 8192), (HOOKS[1], 1)]
+
+
+@pytest.mark.parametrize("hook, at_once", CASES)
+def test_text_gives_the_activations_of_the_prefix(lm, monkeypatch, hook, at_once):
+    # Several contexts at a time, down to one: activations are the same.
+    monkeypatch.setattr(activations, "TOKENS_AT_ONCE", at_once)
+    activations._activations.clear_cache()
+    mesh = make_mesh(2, 4)
+    source = text_source(lm, mesh, hook)
+    host = place(source.host, (12, T), source.dtype, NamedSharding(mesh, P("data")))
+    with jax.set_mesh(mesh):
+        got = source.activations(host)
+    want = prefix(lm, Tokens().ids[:12], hook)
+    assert source.width == want.shape[-1] and source.rows == T and len(source) == 1000
+    assert str(jax.typeof(got)) == f"float32[12@data,{T},{source.width}]"
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("skip_first", [False, True])
+@pytest.mark.parametrize("hook", ["blocks.0.hook_resid_post", "blocks.1.mlp.hook_post"])
+def test_batches_of_text_are_rows_of_the_prefix(lm, hook, skip_first):
+    mesh = make_mesh(4, 2)
+    source = text_source(lm, mesh, hook, skip_first)
+    rows = T - skip_first
+    assert source.rows == rows
+    batches = Batches(source, Plan.of(16, rows, 4, 3), mesh, 0)
+    got = np.concatenate(list(batches.stream(0, 3)))
+    want = prefix(lm, Tokens().ids[: batches.plan.contexts], hook)[:, int(skip_first) :]
+    want = np.asarray(want).reshape(-1, source.width)
+    distances = np.abs(got[:, None] - want).max(-1)
+    nearest = distances.argmin(1)
+    assert distances.min(1).max() < 1e-5 and len(set(nearest)) == len(got)
+    if skip_first:
+        first = np.asarray(prefix(lm, Tokens().ids[: batches.plan.contexts], hook)[:, 0])
+        assert np.abs(got[:, None] - first).max(-1).min() > 1e-3
+
+
+def test_a_hook_that_the_model_does_not_have(lm):
+    for hook in ("blocks.2.hook_resid_post", "blocks.0.hook_resid", "resid"):
+        with pytest.raises(BadInput, match="blocks"):
+            TextSource(lm, hook, Tokens(), T, False, "tokens")

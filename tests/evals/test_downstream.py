@@ -1,0 +1,116 @@
+"""Cross entropy, KL and substitution: the specification's numbers, scipy, and the identity."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from lm import tiny
+
+from jaxsae.evals import downstream
+
+HOOKS = ["blocks.1.hook_resid_post", "blocks.2.hook_resid_pre", "blocks.1.mlp.hook_post"]
+
+
+def example():
+    """The specification's logits [2, 3, 5], original and new, and tokens [2, 3]."""
+    b, t, v = np.meshgrid(np.arange(2), np.arange(3), np.arange(5), indexing="ij")
+    tokens = np.array([[0, 1, 2], [3, 4, 0]])
+    return np.sin(b + 2 * t + 3 * v), 1.5 * np.cos(2 * b + t + 0.5 * v), tokens
+
+
+def random_logits(seed=0):
+    random = np.random.default_rng(seed)
+    # From nearly uniform rows to rows that are sure of one token.
+    return random.normal(size=(4, 7, 13)) * 10 ** random.uniform(-2, 2, (4, 7, 1))
+
+
+def test_cross_entropy_equals_the_golden_numbers(x64):
+    original, new, tokens = example()
+    ce = [downstream.cross_entropy(x, tokens)[:, :-1].mean() for x in (original, new)]
+    np.testing.assert_allclose(ce, [1.4424663980634789, 1.8521119429643407], rtol=1e-13)
+    np.testing.assert_allclose(ce[1] - ce[0], 0.4096455449008618, rtol=1e-13)
+
+
+def test_kl_equals_the_golden_numbers(x64):
+    original, new, _ = example()
+    np.testing.assert_allclose(downstream.kl(original, new).mean(), 0.3587856857016736, rtol=1e-13)
+    np.testing.assert_allclose(downstream.kl(new, original).mean(), 0.36226183816880236, rtol=1e-13)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-12), ("float32", 1e-4)])
+def test_losses_equal_scipy(x64, dtype, tolerance):
+    a, b = (random_logits(seed).astype(dtype) for seed in (0, 1))
+    tokens = np.random.default_rng(2).integers(13, size=(4, 7))
+    log_p = scipy.special.log_softmax(a.astype(np.float64), -1)
+    want = -log_p[np.arange(4)[:, None], np.arange(6), tokens[:, 1:]]
+    have = downstream.cross_entropy(jnp.asarray(a), tokens)
+    assert have.dtype == dtype and (have[:, -1] == 0).all()
+    np.testing.assert_allclose(have[:, :-1], want, rtol=tolerance, atol=tolerance)
+    p, q = (scipy.special.softmax(x.astype(np.float64), -1) for x in (a, b))
+    want, have = scipy.stats.entropy(p, q, axis=-1), downstream.kl(jnp.asarray(a), jnp.asarray(b))
+    # scipy's probabilities underflow to zero where b is sure; log-softmax does not.
+    finite = np.isfinite(want)
+    assert finite.any() and np.isfinite(have).all() and (have >= 0).all()
+    np.testing.assert_allclose(have[finite], want[finite], rtol=tolerance, atol=tolerance)
+
+
+def test_losses_ignore_a_constant_added_to_the_logits(x64):
+    a, b = random_logits(0), random_logits(1)
+    tokens = np.zeros((4, 7), int)
+    shifted = downstream.cross_entropy(a + 1000, tokens)
+    np.testing.assert_allclose(shifted, downstream.cross_entropy(a, tokens), atol=1e-11)
+    np.testing.assert_allclose(downstream.kl(a + 1000, b - 50), downstream.kl(a, b), atol=1e-11)
+    assert (downstream.kl(a, a) == 0).all()
+
+
+def losses(lm, tokens, hook, substitutes):
+    """`downstream.losses` with substitutes {name: f(x)}."""
+
+    @jax.jit
+    def compute(lm, tokens):
+        x = lm.prefix(tokens, hook)
+        return downstream.losses(lm, tokens, hook, x, {name: f(x) for name, f in substitutes.items()})
+
+    return compute(lm, tokens)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_identity_loses_nothing(hook):
+    tokens = tiny.random_tokens(3)
+    per_token = losses(tiny.model(), tokens, hook, {"": lambda x: x, "zero_": jnp.zeros_like})
+    assert {x.shape for x in per_token.values()} == {tokens.shape}
+    sums = {name: np.float64(x.sum()) for name, x in per_token.items()}
+    predicted = tokens.size - len(tokens)
+    same = downstream.metrics(sums, predicted, tokens.size)
+    assert same["delta_ce"] == 0 and same["kl"] == 0 and same["ce_recovered"] == 1
+    assert same["ce_original"] == same["ce_substituted"] > 0
+    zero = downstream.metrics(sums, predicted, tokens.size, "zero_")
+    assert zero["ce_recovered"] == 0 and zero["kl"] > 0
+    np.testing.assert_allclose(zero["ce_substituted"], sums["ce_zero"] / predicted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_original_loss_is_that_of_the_untouched_model(hook):
+    lm, tokens = tiny.model(), tiny.random_tokens(3)
+    have = losses(lm, tokens, hook, {})["ce_original"]
+    want = downstream.cross_entropy(jax.jit(lambda lm: lm.run(tokens))(lm), tokens)
+    np.testing.assert_allclose(have, want, atol=1e-5)
+
+
+def test_a_substitute_at_one_position_leaves_the_losses_before_it(x64):
+    position, tokens = 5, tiny.random_tokens(2)
+    lm = tiny.model(dtype=jnp.float64)
+    substitutes = {"": lambda x: x.at[:, position].set(0)}
+    have = losses(lm, tokens, "blocks.1.hook_resid_mid", substitutes)
+    assert (have["kl"][:, :position] == 0).all() and (have["kl"][:, position:] > 0).all()
+    changed = have["ce_substituted"] != have["ce_original"]
+    assert not changed[:, :position].any() and changed[:, position:-1].all()
+
+
+def test_metrics_are_means_and_a_ratio():
+    sums = {"ce_original": 20.0, "ce_zero": 60.0, "a_ce_substituted": 30.0, "a_kl": 8.0}
+    have = downstream.metrics(sums, 10, 16, "a_")
+    want = {"ce_original": 2, "ce_substituted": 3, "delta_ce": 1, "kl": 0.5, "ce_recovered": 0.75}
+    assert have == want
