@@ -66,6 +66,9 @@ def main(args: list[str] | None = None) -> int:
     except Interrupted as stop:
         print(f"jaxsae: {stop}", file=sys.stderr)
         return stop.status
+    except KeyboardInterrupt:
+        # Outside the training loop there is nothing to save: checkpoints are written, or none is needed.
+        return _fail("interrupted", 130, debug)
     except BadInput as error:
         return _fail(str(error), 2, debug)
     except Exception as error:

@@ -40,32 +40,24 @@ def train(
     start = done = int(state.step)
     if start >= total:
         return state, 0.0
-    pending, window = deque(), []
     began = time.monotonic()
     with _Signals() as signals, _bar(total, start, tokens_per_step) as bar:
+        metrics = _Metrics(lambda count: bar.update(count * tokens_per_step))
         for batch in batches:
-            state, metrics = step(state, batch)
+            state, values = step(state, batch)
             done += 1
-            pending.append(metrics)
-            if len(pending) > AHEAD or done == total:
-                while len(pending) > (0 if done == total else AHEAD):
-                    window.append(jax.device_get(pending.popleft()))
-                bar.update(tokens_per_step * (done - len(pending)) - bar.n)
-            if done % config.log_every == 0 or done == total:
-                window += [jax.device_get(m) for m in pending]
-                pending.clear()
-                row = {name: float(np.mean([m[name] for m in window])) for name in window[0]}
-                seconds = time.monotonic() - began
-                rate = (done - start) * tokens_per_step / seconds
+            metrics.add(values)
+            logs_now = done % config.log_every == 0 or done == total
+            saves_now = done % config.checkpoint_every == 0 or done == total or signals.received
+            if logs_now or saves_now:
+                # Waits for this step: what is saved has a loss that is a number.
+                metrics.wait(ahead=0)
+            if logs_now:
+                row = metrics.mean()
+                rate = (done - start) * tokens_per_step / (time.monotonic() - began)
                 logs.write({"step": done, "tokens": done * tokens_per_step, **row, "tokens_per_second": rate})
                 bar.set_postfix(nmse=f"{row['nmse']:.3f}", dead=f"{row['dead_fraction']:.1%}", refresh=False)
-                window = []
-                if not np.isfinite(row["loss"]):
-                    raise Diverged(
-                        f"the loss is {row['loss']} at step {done}: lower --lr; "
-                        f"checkpoints up to step {max(checkpoints.steps(), default=0)} are kept"
-                    )
-            if done % config.checkpoint_every == 0 or done == total or signals.received:
+            if saves_now:
                 checkpoints.save(state)
             if signals.received:
                 checkpoints.wait()
@@ -73,6 +65,31 @@ def train(
                 raise Interrupted(f"{name}: saved at step {done} of {total}", 128 + signals.received)
         checkpoints.wait()
     return state, time.monotonic() - began
+
+
+class _Metrics:
+    """The metrics of steps since the last log row; at most AHEAD steps are under way on the device."""
+
+    def __init__(self, on_done: Callable[[int], None]):
+        self._pending, self._window, self._on_done = deque(), [], on_done
+
+    def add(self, values: dict):
+        self._pending.append(values)
+        self.wait(AHEAD)
+
+    def wait(self, ahead: int):
+        """Until at most `ahead` steps are under way. Raises Diverged where the loss of one is not a number."""
+        while len(self._pending) > ahead:
+            values = jax.device_get(self._pending.popleft())
+            self._on_done(1)
+            self._window.append(values)
+            if not np.isfinite(values["loss"]):
+                raise Diverged(f"the loss became {values['loss']}: lower --lr; what was saved before is kept")
+
+    def mean(self) -> dict[str, float]:
+        """The mean row of the window, which starts anew."""
+        window, self._window = self._window, []
+        return {name: float(np.mean([values[name] for values in window])) for name in window[0]}
 
 
 def _bar(total: int, start: int, tokens_per_step: int):

@@ -1,0 +1,65 @@
+"""Log rows: to every sink that is asked for, by process 0 only, none twice after a kill."""
+
+import json
+import sys
+import types
+
+import jax
+import pytest
+
+from jaxsae.errors import BadInput
+from jaxsae.training.logs import METRICS, LogConfig, Logs, read_metrics
+
+ROWS = [{"step": s, "tokens": 10 * s, "loss": 1.0 / s} for s in (1, 2, 3)]
+
+
+def write(folder, rows, step=0, **config):
+    with Logs(folder, LogConfig(**config), step, {"sae": {"n": 4}}) as logs:
+        for row in rows:
+            logs.write(row)
+
+
+def test_rows_behind_the_resumed_step_are_written_again(tmp_path):
+    write(tmp_path, ROWS)
+    with (tmp_path / METRICS).open("a") as file:
+        file.write('{"step": 4, "tok')
+    assert read_metrics(tmp_path / METRICS) == ROWS
+    write(tmp_path, [{"step": 3, "tokens": 30, "loss": 9.0}], step=2)
+    assert [json.loads(line)["loss"] for line in (tmp_path / METRICS).read_text().splitlines()] == [1.0, 0.5, 9.0]
+
+
+def test_only_process_0_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    write(tmp_path, ROWS, tensorboard=True, wandb="project")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_sinks_get_every_row(tmp_path, monkeypatch):
+    seen, closed = [], []
+
+    class Writer:
+        def __init__(self, folder):
+            assert folder == str(tmp_path / "tensorboard")
+
+        def add_scalar(self, name, value, tokens):
+            seen.append((name, value, tokens))
+
+        def close(self):
+            closed.append("tensorboard")
+
+    run = types.SimpleNamespace(
+        log=lambda row, step: seen.append((row, step)), finish=lambda: closed.append("wandb")
+    )
+    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=Writer))
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **kw: run))
+    write(tmp_path, ROWS, tensorboard=True, wandb="project")
+    assert ("loss", 0.5, 20) in seen
+    assert (ROWS[2], 3) in seen
+    assert sorted(closed) == ["tensorboard", "wandb"]
+
+
+@pytest.mark.parametrize("flag, package", [({"tensorboard": True}, "tensorboardX"), ({"wandb": "p"}, "wandb")])
+def test_a_missing_package_is_bad_input(tmp_path, monkeypatch, flag, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(BadInput, match=r"pip install .jaxsae\[logging\]"):
+        write(tmp_path, ROWS, **flag)
