@@ -5,7 +5,7 @@ hours on two CPU cores to have features worth finding (at most 1.9 bits per byte
 
     python experiments/pretrain_embedded_lm.py --novels novels.tar.xz --out runs/embedded
 
-Cost: about 100 minutes on 2 cores. Checkpoints every few minutes; the same command with --resume goes on after a
+Cost: about an hour and a half on 2 cores. Checkpoints every few minutes; the same command with --resume goes on after a
 kill. The learning rate is constant and then falls linearly to zero over the last part of the run, so a resumed run
 may change --tokens until that part begins.
 
@@ -34,6 +34,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
 from jaxsae.data.text import END_OF_TEXT, stdlib_files
+from jaxsae.data.tokens import contexts
 from jaxsae.lm.gpt2 import GPT2, GPT2Config
 from jaxsae.lm.weights import load, to_hf
 
@@ -101,22 +102,23 @@ def train_tokenizer(documents: list[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A tokenizer in the form that `jaxsae.data.tokens.contexts` wants."""
+
+    tokenizer: Tokenizer
+
+    @property
+    def end_of_text(self) -> int:
+        return self.tokenizer.token_to_id(END_OF_TEXT)
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
+
+
 def pack(tokenizer: Tokenizer, documents: list[str], context: int) -> np.ndarray:
-    """Documents joined by END_OF_TEXT and cut into contexts, uint16 [N, context]."""
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    pieces = [part for d in documents for part in ([end], *(e.ids for e in tokenizer.encode_batch(_cut(d))))]
-    stream = np.concatenate([np.asarray(p, np.uint16) for p in pieces])
-    return stream[: len(stream) // context * context].reshape(-1, context)
-
-
-def _cut(text: str, size: int = 20_000) -> list[str]:
-    """Pieces of about `size` characters that end at a line's end: batched, encoding is several times faster."""
-    pieces, start = [], 0
-    while start < len(text):
-        stop = text.find("\n", start + size) + 1 or len(text)
-        pieces.append(text[start:stop])
-        start = stop
-    return pieces
+    """Documents, each after END_OF_TEXT, cut into contexts, uint16 [N, context]."""
+    return np.stack(list(contexts(documents, Encoder(tokenizer), context))).astype(np.uint16)
 
 
 def token_losses(params, tokens, model):
@@ -154,10 +156,10 @@ def train_step(params, opt_state, tokens, model, optimizer):
 mean_loss = jax.jit(lambda params, tokens, model: token_losses(params, tokens, model).mean(), static_argnums=2)
 
 
-def held_out_loss(params, contexts, model, batch=64) -> float:
+def held_out_loss(params, rows, model, batch=64) -> float:
     """Mean nats per predicted token over whole batches of contexts."""
-    starts = range(0, len(contexts) - batch + 1, batch)
-    return float(np.mean([mean_loss(params, contexts[i : i + batch].astype(np.int32), model) for i in starts]))
+    starts = range(0, len(rows) - batch + 1, batch)
+    return float(np.mean([mean_loss(params, rows[i : i + batch].astype(np.int32), model) for i in starts]))
 
 
 def flops_per_token(config: Config, params) -> int:
@@ -182,7 +184,7 @@ def main(config: Config):
         del texts
     with np.load(cached) as file:
         data = {k: file[k] for k in file}
-    contexts = data["train"]
+    train = data["train"]
     print({k: v.size if v.ndim else int(v) for k, v in data.items()})
 
     shape = GPT2Config(
@@ -228,9 +230,9 @@ def main(config: Config):
     bar = tqdm(total=steps, initial=step, unit="step", mininterval=10)
     while step < steps:
         # The order is a pure function of the epoch, the batch of the step.
-        where = (step * config.batch + np.arange(config.batch)) % len(contexts)
-        order = np.random.default_rng((config.seed, step * config.batch // len(contexts))).permutation(len(contexts))
-        batch = contexts[order[where]].astype(np.int32)
+        where = (step * config.batch + np.arange(config.batch)) % len(train)
+        order = np.random.default_rng((config.seed, step * config.batch // len(train))).permutation(len(train))
+        batch = train[order[where]].astype(np.int32)
         params, opt_state, loss = train_step(params, opt_state, batch, model, optimizer)
         step += 1
         bar.update()
@@ -281,7 +283,7 @@ def export(config: Config, folder: Path, tokenizer, params, model, data, curve, 
     shape = model.config
     tensors = {k: v.astype(np.float16) for k, v in to_hf(params, shape).items()}
     save_file(tensors, folder / "model.safetensors", {"format": "np"})
-    end = tokenizer.token_to_id(END_OF_TEXT)
+    end = Encoder(tokenizer).end_of_text
     hf = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "tie_word_embeddings": True}
     keys = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "activation_function")
     hf |= {key: getattr(shape, key) for key in keys}
