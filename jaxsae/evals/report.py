@@ -38,19 +38,13 @@ def evaluate(
     training loss. Without a language model
     (activations from files) the metrics that need one are None.
     """
-    data = mesh.shape["data"]
-    rows = source.rows
-    count = max(1, min(tokens // rows, len(source)))
-    b = max(data, min(count, max(1, 4096 // rows)) // data * data)
     total: dict[str, np.ndarray] = {}
-    starts = range(0, max(1, count // b) * b, b)
-    for start in tqdm(starts, desc="evaluating", unit="batch", disable=quiet, leave=False, mininterval=1):
+    count = min(tokens // source.rows, len(source))
+    for start, stop in tqdm(_batches(count, source.rows, mesh), "evaluating", unit="batch", disable=quiet, leave=False):
         read = lambda a, z, start=start: source.host(start + a, start + z)
-        host = place(read, (b, *source.shape), source.dtype, NamedSharding(mesh, P("data")))
+        host = place(read, (stop - start, *source.shape), source.dtype, NamedSharding(mesh, P("data")))
         with jax.set_mesh(mesh):
-            sums = _batch_sums(saes, source.activations(host), select)
-            if lm is not None:
-                sums |= _downstream_sums(lm, saes, host, source.activations(host), hook, select)
+            sums = _sums(saes, source.activations(host), lm, host, hook, select)
         for name, value in jax.device_get(sums).items():
             total[name] = total.get(name, 0) + np.asarray(value, np.float64)
     out: dict[str, float | None] = {}
@@ -71,6 +65,14 @@ def evaluate(
     return out, by_position
 
 
+def _batches(count: int, rows: int, mesh) -> list[tuple[int, int]]:
+    """Ranges that cover `count` contexts in batches of about 4096 rows and a rest, each a multiple of the data axis."""
+    data = mesh.shape["data"]
+    multiple = lambda contexts: contexts // data * data
+    whole, size = max(data, multiple(count)), max(data, multiple(4096 // rows))
+    return [(start, min(start + size, whole)) for start in range(0, whole, size)]
+
+
 def _reconstructions(sae: SAE, x, select):
     """x [b@data, T, d] -> (normalised x and its reconstruction [b@data, T, d], L0 [b@data, T], mean, scale)."""
     flat = lax.reshape(x, (x.shape[0] * x.shape[1], x.shape[2]), out_sharding=P("data"))
@@ -80,22 +82,21 @@ def _reconstructions(sae: SAE, x, select):
     return back(flat), back(xhat), back(l0), back(mean), back(scale)
 
 
-@partial(jax.jit, static_argnames="select")
-def _batch_sums(saes, x, select):
-    sums = {}
-    for prefix, sae in saes.items():
-        normal, xhat, l0, _, _ = _reconstructions(sae, x, select)
-        sums |= {f"{prefix}{name}": v for name, v in reconstruction.sums(normal, xhat, l0).items()}
-    return sums
-
-
 @partial(jax.jit, static_argnames=("hook", "select"))
-def _downstream_sums(lm, saes, tokens, x, hook, select):
-    """Sums over contexts [T] of every loss in `downstream.losses`."""
-    substitutes = {}
+def _sums(saes, x, lm, tokens, hook, select):
+    """What a batch of activations x [b@data, T, d] adds to every total, by position; losses where there is an lm."""
+    sums, substitutes = {}, {}
     for prefix, sae in saes.items():
-        _, xhat, _, mean, scale = _reconstructions(sae, x, select)
+        normal, xhat, l0, mean, scale = _reconstructions(sae, x, select)
         substitutes[prefix] = denormalise(xhat, mean, scale)
+        # NMSE does not change when both are shifted; near the origin its float32 sums keep their digits.
+        values = reconstruction.sums(normal - sae.b_dec, xhat - sae.b_dec, l0)
+        sums |= {f"{prefix}{name}": value for name, value in values.items()}
+    return sums if lm is None else sums | _downstream_sums(lm, tokens, x, substitutes, hook)
+
+
+def _downstream_sums(lm, tokens, x, substitutes, hook):
+    """Sums over contexts [T] of every loss in `downstream.losses`."""
 
     def local(lm, tokens, x, substitutes):
         b, T = tokens.shape

@@ -128,6 +128,8 @@ def from_hf(tensors: dict[str, np.ndarray], config: GPT2Config, shown="the model
     """Flax parameters from tensors under Hugging Face's names. Raises BadInput where one is missing or misshapen."""
     # The hub's original gpt2 has no prefix, and carries causal masks as `h.*.attn.bias` (not `c_attn.bias`).
     tensors = {name.removeprefix("transformer."): x for name, x in tensors.items()}
+    if any(name.startswith(f"h.{config.n_layer}.") for name in tensors):
+        raise BadInput(f"{shown} has weights of more layers than the {config.n_layer} of its config.json")
     params: dict = {}
     for name, path in hf_names(config).items():
         if name not in tensors:
@@ -147,7 +149,9 @@ def from_hf(tensors: dict[str, np.ndarray], config: GPT2Config, shown="the model
 
 
 def to_hf(params: dict, config: GPT2Config) -> dict[str, np.ndarray]:
-    """The tensors that `from_hf` reads; tied models only."""
+    """The tensors that `from_hf` reads. Raises BadInput for an untied model, whose unembedding has no place there."""
+    if not config.tied:
+        raise BadInput("only a model whose unembedding is its token embedding can be written in this format")
     tensors = {}
     for name, path in hf_names(config).items():
         node = params

@@ -47,9 +47,7 @@ def test_other_sinks_get_every_row(tmp_path, monkeypatch):
         def close(self):
             closed.append("tensorboard")
 
-    run = types.SimpleNamespace(
-        log=lambda row, step: seen.append((row, step)), finish=lambda: closed.append("wandb")
-    )
+    run = types.SimpleNamespace(log=lambda row, step: seen.append((row, step)), finish=lambda: closed.append("wandb"))
     monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=Writer))
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **kw: run))
     write(tmp_path, ROWS, tensorboard=True, wandb="project")
