@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import signal
 import sys
 import traceback
 from dataclasses import dataclass, field
@@ -47,6 +48,10 @@ class Eval:
     """Devices along `data` and along `latent`; chosen as in training unless given."""
     debug: Debug = False
 
+    def __post_init__(self):
+        if self.tokens < 1:
+            raise BadInput(f"--tokens is {self.tokens}: give at least 1")
+
     def __call__(self):
         from jaxsae.run import evaluate, table
 
@@ -60,6 +65,8 @@ def main(args: list[str] | None = None) -> int:
     if not debug:
         # Orbax logs tracebacks of errors that it also raises.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # While it trains, a run saves first (training/loop.py). Elsewhere this lets what is half written be tidied up.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         tyro.extras.subcommand_cli_from_dict({"train": Train, "eval": Eval}, args=args, prog="jaxsae")()
         return 0
@@ -77,6 +84,8 @@ def main(args: list[str] | None = None) -> int:
                 f"the disk is full: what was saved before is whole; free space and --resume ({error})", 2, debug
             )
         return _fail(f"{type(error).__name__}: {error}", 1, debug)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str, status: int, debug: bool) -> int:

@@ -1,4 +1,4 @@
-"""Devices: the mesh, several hosts, and host data placed on both.
+"""Devices: the mesh, and host data placed on it.
 
 The mesh has two axes, `data` (tokens are split over it) and `latent` (latents are). Axes are Explicit, JAX's default:
 `jax.typeof` shows how every array lies, and code that would gather one silently does not compile.

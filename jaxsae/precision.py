@@ -10,16 +10,18 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 Products = Literal["float32", "tf32", "bfloat16"]
+
+# The nearest that `jax.default_matmul_precision` can say, for products that are computed inside a library.
+PRECISION = {"float32": "highest", "tf32": "high", "bfloat16": "default"}
 
 
 def matmul(x, w, products: Products = "float32"):
     """x [..., K] times w [K, N] -> [..., N], accumulated and returned in float32 (float64 operands stay float64)."""
     if products == "bfloat16":
         return _rounded_matmul(x, w)
-    precision = lax.Precision.HIGHEST if products == "float32" else lax.Precision.HIGH
+    precision = PRECISION[products]
     return jnp.matmul(x, w, precision=precision)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxsae import __version__
+from jaxsae import __version__, atomic
 from jaxsae import config as configs
 from jaxsae.config import Config
 from jaxsae.data.activations import Batches, Plan
@@ -25,7 +24,7 @@ from jaxsae.sae.auxk import default_k_aux
 from jaxsae.sae.struct import SAE
 from jaxsae.setting import Setting, make_setting
 from jaxsae.training.checkpoint import Checkpoints
-from jaxsae.training.logs import METRICS, Logs
+from jaxsae.training.logs import METRICS, Logs, check_packages, read_metrics
 from jaxsae.training.loop import train as train_loop
 from jaxsae.training.optimizer import ema_weights, make_optimizer, unit_rows
 from jaxsae.training.plot import plot
@@ -40,12 +39,15 @@ def train(config: Config) -> dict:
     folder = Path(config.run or _default_folder(config))
     config = dataclasses.replace(config, run=str(folder))
     _check_folder(folder, config)
+    check_packages(config.log)
     setting = make_setting(config)
+    _check_data(folder, setting)
     training, size = config.training, config.training.batch_size
     plan = Plan.of(size, setting.source.rows, setting.mesh.shape["data"], config.data.chunk)
     batches = Batches(setting.source, plan, setting.mesh, training.seed)
     _write_facts(folder, config, setting)
-    k_aux = min(training.k_aux or default_k_aux(setting.source.width), config.sae.n)
+    k_aux = default_k_aux(setting.source.width) if training.k_aux is None else training.k_aux
+    k_aux = min(k_aux, config.sae.n)
     step = make_step(config.sae, training, make_optimizer(config.sae.decoder), k_aux)
     step, knobs = jax.jit(step, donate_argnums=0), hyper(config.sae, training)
 
@@ -57,12 +59,15 @@ def train(config: Config) -> dict:
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", config.log.keep_checkpoints))
         state = checkpoints.restore(abstract_state(setting.source.width, setting.mesh, config.sae, training))
         if state is None:
-            state = first_state(batches.chunk(0), setting.mesh, config.sae, training)
+            state = first_state(batches, setting.mesh, config.sae, training)
         start = int(state.step)
         logs = stack.enter_context(Logs(folder, config.log, start, dataclasses.asdict(config)))
         stream = batches.stream(start, training.steps)
         state, seconds = train_loop(state, stream, under_mesh, training.steps, size, checkpoints, logs, config.log)
-    rate = (training.steps - start) * size / seconds if seconds else _read(folder / SUMMARY).get("tokens_per_second")
+    if seconds:
+        rate = (training.steps - start) * size / seconds
+    else:  # trained before: what the last row of its log says
+        rate = next((row["tokens_per_second"] for row in reversed(read_metrics(folder / METRICS))), None)
     return _finish(folder, config, setting, state, rate)
 
 
@@ -123,13 +128,23 @@ def _check_folder(folder: Path, config: Config):
         )
 
 
+def _check_data(folder: Path, setting: Setting):
+    """Raises BadInput where a run that is gone on with was started on other data or another model."""
+    was = _read(folder / MANIFEST).get("data_fingerprint")
+    if was not in (None, setting.source.fingerprint):
+        raise BadInput(
+            f"--resume with other data than {folder} was started with: the fingerprint of text, tokenizer and model "
+            f"was {was}, not {setting.source.fingerprint}; bring back the old ones, or give another --run"
+        )
+
+
 def _write_facts(folder: Path, config: Config, setting: Setting):
     """config.json as the run was started, manifest.json as it runs now."""
     if jax.process_index() != 0:
         return
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / CONFIG).exists():
-        _replace(folder / CONFIG, configs.to_json(config))
+        atomic.write_text(folder / CONFIG, configs.to_json(config))
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     device = jax.devices()[0]
     _write(
@@ -151,11 +166,15 @@ def _write_facts(folder: Path, config: Config, setting: Setting):
 
 
 def _git_commit() -> str | None:
-    """The commit of the code that runs, where it runs from a checkout."""
-    found = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or None
+    """The commit of the code that runs, where it runs from a checkout of its own and there is git."""
+    package = Path(__file__).parent
+    try:
+        run = partial(subprocess.run, cwd=package, capture_output=True, text=True, check=True)
+        top, commit = run(["git", "rev-parse", "--show-toplevel", "HEAD"]).stdout.split()
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return None
+    # Installed inside somebody else's repository, that one's commit says nothing.
+    return commit if Path(top) == package.parent else None
 
 
 def _finish(folder: Path, config: Config, setting: Setting, state: TrainState, rate: float | None) -> dict:
@@ -252,14 +271,4 @@ def _read(path: Path) -> dict:
 
 
 def _write(path: Path, facts: dict):
-    _replace(path, json.dumps(facts, indent=1) + "\n")
-
-
-def _replace(path: Path, text: str):
-    """Write a file whole or not at all: what was there before survives a full disk."""
-    scratch = path.with_name(f".{path.name}.writing")
-    try:
-        scratch.write_text(text)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    atomic.write_text(path, json.dumps(facts, indent=1) + "\n")

@@ -40,7 +40,10 @@ def _from_files(config: Config) -> Setting:
     cache = Path(config.data.cache or default_cache())
     make = partial(FileSource, config.data.activations, cache=cache)
     source = make("train", config.training.seed)
-    return Setting(choose_mesh(config, source.width), source, make("held_out", EVAL_SEED))
+    _check_size(config, source)
+    mesh = choose_mesh(config, source.width)
+    # The hook is only noted: it says where the files come from.
+    return Setting(mesh, source, make("held_out", EVAL_SEED), None, config.model.hook)
 
 
 def _from_text(config: Config) -> Setting:
@@ -52,27 +55,35 @@ def _from_text(config: Config) -> Setting:
     if context > lm.config.n_positions:
         raise BadInput(f"--context is {context}, but {name} has {lm.config.n_positions} positions: give at most that")
     mesh = choose_mesh(config, width)
-    folder = prepare(config.data.text, lms.load_tokenizer(lm), context, config.data.cache)
+    folder = prepare(config.data.text, lms.load_tokenizer(lm), context, config.data.cache, config.data.documents)
+    fingerprint = f"{folder.name}-{lms.checksum(lm):08x}"
     lm = jax.device_put(lm, NamedSharding(mesh, P()))
 
     def source(split, seed, skip_first):
-        return TextSource(lm, hook, TokenContexts(folder, split, seed), context, skip_first, folder.name)
+        return TextSource(lm, hook, TokenContexts(folder, split, seed), context, skip_first, fingerprint)
 
     train = source("train", config.training.seed, config.data.skip_first)
-    available = len(train) * train.rows
-    if available < config.training.batch_size:
-        raise BadInput(
-            f"the training text has {available} tokens, less than one batch of {config.training.batch_size}: "
-            "give more text or a smaller --batch-size"
-        )
+    _check_size(config, train)
     return Setting(mesh, train, source("held_out", EVAL_SEED, False), lm, hook)
 
 
+def _check_size(config: Config, source):
+    available = len(source) * source.rows
+    if available < config.training.batch_size:
+        raise BadInput(
+            f"the training data have {available} tokens, less than one batch of {config.training.batch_size}: "
+            "give more or a smaller --batch-size"
+        )
+
+
 def choose_mesh(config: Config, d: int) -> jax.sharding.Mesh:
-    """The mesh asked for; else all devices on `data`, or as many on `latent` as it takes for the state to fit."""
-    n, shape = config.sae.n, config.training.mesh
+    """The mesh asked for; else the devices that divide a batch on `data`, or on `latent` where the state needs it."""
+    n, batch, shape = config.sae.n, config.training.batch_size, config.training.mesh
+    if jax.process_count() > 1:
+        raise BadInput(f"this run has {jax.process_count()} processes: only one process, with all its devices, works")
     if shape is None:
-        devices, latent = jax.device_count(), 1
+        devices = max(count for count in range(1, jax.device_count() + 1) if batch % count == 0)
+        latent = 1
         # Two matrices, each as parameter, two Adam moments, EMA and gradient.
         state = 2 * 4 * n * d * 5
         memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
@@ -84,5 +95,10 @@ def choose_mesh(config: Config, d: int) -> jax.sharding.Mesh:
         raise BadInput(
             f"--sae.n {n} does not divide over the {shape[1]} devices of the mesh's latent axis: "
             f"give a multiple of {shape[1]}, or another --mesh"
+        )
+    if batch % shape[0]:
+        raise BadInput(
+            f"--batch-size {batch} does not divide over the {shape[0]} devices of the mesh's data axis: "
+            f"give a multiple of {shape[0]}, or another --mesh"
         )
     return mesh

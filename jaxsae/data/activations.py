@@ -98,7 +98,7 @@ class Batches:
         with ThreadPoolExecutor(1) as reader:
             ahead = reader.submit(self._place, start // per)
             for number in range(start // per, last):
-                host = ahead.result()
+                host, chunk = ahead.result(), None  # the old chunk is freed before the new one is made
                 if number + 1 < last:
                     ahead = reader.submit(self._place, number + 1)
                 chunk = self._shuffled(number, host)

@@ -9,6 +9,8 @@ from jaxsae.errors import BadInput
 class DataConfig:
     text: tuple[str, ...] = ("stdlib",)
     """Text sources: stdlib, files and globs (.txt, .jsonl, compressed or in archives), tfds:NAME, hf:NAME."""
+    documents: int | None = None
+    """Take only the first so many documents of the text; all unless given."""
     activations: str | None = None
     """Train on activations from a folder of .npy or .safetensors shards [rows, d] instead of a language model's."""
     context: int = 64
@@ -23,6 +25,8 @@ class DataConfig:
     def __post_init__(self):
         if self.context < 2:
             raise BadInput(f"--context is {self.context}: give at least 2 tokens")
+        if self.documents is not None and self.documents < 1:
+            raise BadInput(f"--documents is {self.documents}: give at least 1")
         if self.chunk < 1:
             raise BadInput(f"--chunk is {self.chunk}: give at least 1 batch")
         if not self.text and self.activations is None:

@@ -33,16 +33,22 @@ def default_cache() -> str:
     return os.environ.get("JAXSAE_CACHE") or str(Path(base).expanduser() / "jaxsae")
 
 
-def fingerprint(sources: Sequence[str], tokenizer, context: int) -> str:
+def fingerprint(sources: Sequence[str], tokenizer, context: int, limit: int | None = None) -> str:
     """Names the dataset that `prepare` writes for these."""
     parts = [FORMAT, HELD_OUT_EVERY, text.fingerprint(sources), tokenizer.fingerprint(), tokenizer.end_of_text, context]
+    parts += [] if limit is None else [limit]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
 
-def prepare(sources: Sequence[str], tokenizer, context: int, cache: str | None = None) -> Path:
-    """The folder of the dataset of `sources`, written if it is not there. Raises BadInput for unusable text."""
+def prepare(
+    sources: Sequence[str], tokenizer, context: int, cache: str | None = None, limit: int | None = None
+) -> Path:
+    """The folder of the dataset of `sources` (of their first `limit` documents), written if it is not there.
+
+    Raises BadInput for unusable text.
+    """
     root = Path(cache or default_cache()) / "tokens"
-    folder = root / fingerprint(sources, tokenizer, context)
+    folder = root / fingerprint(sources, tokenizer, context, limit)
     if folder.exists():
         return folder
     root.mkdir(parents=True, exist_ok=True)
@@ -51,7 +57,7 @@ def prepare(sources: Sequence[str], tokenizer, context: int, cache: str | None =
     scratch = root / f"writing-{uuid.uuid4().hex}"
     scratch.mkdir()
     try:
-        _write(scratch, sources, tokenizer, context)
+        _write(scratch, sources, tokenizer, context, limit)
         try:
             scratch.rename(folder)
         except OSError:
@@ -62,16 +68,19 @@ def prepare(sources: Sequence[str], tokenizer, context: int, cache: str | None =
     return folder
 
 
-def _write(folder: Path, sources, tokenizer, context: int):
+def _write(folder: Path, sources, tokenizer, context: int, limit: int | None):
     import tensorflow_datasets as tfds
 
     from jaxsae.data.builder import Contexts
 
     bar = tqdm(desc="tokenising", unit="tok", unit_scale=True, leave=False, mininterval=1)
 
+    def documents():
+        return itertools.islice(text.documents(sources), limit)
+
     def examples(split: str) -> Iterator[np.ndarray]:
         empty = True
-        for tokens in contexts(split_documents(text.documents(sources), split), tokenizer, context):
+        for tokens in contexts(split_documents(documents(), split), tokenizer, context):
             empty = False
             bar.update(context)
             yield tokens

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jaxsae.lm.hooks import parse
 from jaxsae.lm.model import LM, run, suffix
 
+NAMES = ("ce_original", "ce_substituted", "delta_ce", "kl", "ce_recovered")
+
 
 def logits_with(lm: LM, tokens, hook: str, activation):
     """Logits [b, T, V] of `tokens` with the activation at `hook` replaced by `activation` [b, T, d]."""
@@ -45,8 +47,10 @@ def losses(lm: LM, tokens, hook: str, x, substitutes: dict):
     return out
 
 
-def metrics(sums: dict, predicted: float, tokens: float, prefix: str = "") -> dict[str, float]:
+def metrics(sums: dict, predicted: float, tokens: float, prefix: str = "") -> dict[str, float | None]:
     """Means of summed losses over `predicted` next tokens and `tokens` positions, for the substitute `prefix`."""
+    if predicted == 0:
+        return dict.fromkeys(NAMES)  # contexts of two tokens have no next token behind position 0
     original, zero = sums["ce_original"] / predicted, sums["ce_zero"] / predicted
     substituted = sums[f"{prefix}ce_substituted"] / predicted
     return {

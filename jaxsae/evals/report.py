@@ -60,7 +60,7 @@ def evaluate(
                 counted = parts["tokens"][positions]
                 values |= downstream.metrics(losses, counted[:-1].sum(), counted.sum(), prefix)
             else:
-                values |= dict.fromkeys(("ce_original", "ce_substituted", "delta_ce", "kl", "ce_recovered"))
+                values |= dict.fromkeys(downstream.NAMES)
             out |= {f"{prefix}{view}{name}": value for name, value in values.items()}
     return out, by_position
 

@@ -4,11 +4,12 @@ from jaxsae.lm.hooks import default as default_hook
 from jaxsae.lm.model import LM, capture, final, prefix, run, suffix, unembed
 from jaxsae.lm.process import process_weights
 from jaxsae.lm.tokenizer import load_tokenizer
-from jaxsae.lm.weights import load
+from jaxsae.lm.weights import checksum, load
 
 __all__ = [
     "LM",
     "capture",
+    "checksum",
     "default_hook",
     "final",
     "load",

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae.lm.hooks import Hook
-from jaxsae.precision import Products, dense_dot, matmul
+from jaxsae.precision import PRECISION, Products, dense_dot, matmul
 
 Taps = Mapping[Hook, Callable[[jax.Array], jax.Array]]
 
@@ -73,7 +73,9 @@ class Attention(nn.Module):
         scale = (c.n_embd // c.n_head) ** -0.5 if c.scale_attn_weights else 1.0
         if c.scale_attn_by_inverse_layer_idx:
             scale /= self.layer + 1
-        return nn.Dense(c.n_embd, dot_general=dot, name="c_proj")(attention(q, k, v, scale).reshape(x.shape))
+        with jax.default_matmul_precision(PRECISION[c.products]):
+            y = attention(q, k, v, scale)
+        return nn.Dense(c.n_embd, dot_general=dot, name="c_proj")(y.reshape(x.shape))
 
 
 class Block(nn.Module):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 
 from jaxsae.lm.model import LM
+from jaxsae.precision import matmul
 
 
 def process_weights(lm: LM) -> LM:
@@ -33,7 +34,7 @@ def _process_block(p, d):
     W_in, b_in = _read_through(p["ln_2"], p["c_fc"])
     # A constant value vector passes attention unchanged, because its weights sum to one.
     W_O = p["attn"]["c_proj"]["kernel"]
-    b_O = p["attn"]["c_proj"]["bias"] + b_qkv[2 * d :] @ W_O
+    b_O = p["attn"]["c_proj"]["bias"] + matmul(b_qkv[2 * d :], W_O)
     b_qkv = b_qkv.at[2 * d :].set(0)
     return {
         "ln_1": _plain(p["ln_1"]),
@@ -50,7 +51,7 @@ def _process_block(p, d):
 def _read_through(norm, dense):
     """Kernel [d, m] and bias [m] of a layer that reads a LayerNorm, with gain, bias and centring folded in."""
     W, b = dense["kernel"], dense["bias"]
-    b = b + norm["bias"] @ W
+    b = b + matmul(norm["bias"], W)
     W = norm["scale"][:, None] * W
     return W - W.mean(0), b
 

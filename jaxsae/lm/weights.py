@@ -4,6 +4,7 @@ Hugging Face's Conv1D stores its kernels [in, out], as Flax does, so names chang
 """
 
 import json
+import zlib
 from importlib import resources
 from pathlib import Path
 
@@ -102,6 +103,14 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
         return tensors
     except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise BadInput(f"the weights in {folder} cannot be read (safetensors files are needed): {error}") from error
+
+
+def checksum(lm: LM) -> int:
+    """A number that changes when a model's weights do."""
+    crc = 0
+    for leaf in jax.tree.leaves(lm.params):
+        crc = zlib.crc32(np.ascontiguousarray(leaf), crc)
+    return crc
 
 
 def hf_names(config: GPT2Config) -> dict[str, tuple[str, ...]]:

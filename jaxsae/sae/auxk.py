@@ -32,7 +32,7 @@ def auxk_loss(sae: SAE, x, e, dead, k_aux: int, layout: Layout):
     """||e - ehat||^2 / ||e - mean e||^2 over all tokens; x, e [B, d] this shard's tokens, dead [n] its latents.
 
     The mean is that of the whole batch, so the loss does not depend on how tokens are split. No gradient reaches e.
-    Zero where nothing is dead, and where e is the same for all tokens.
+    Zero where nothing is dead, where e is the same for all tokens, and where the quotient is not finite.
     """
     x, e = lax.stop_gradient(x), lax.stop_gradient(e)
     any_dead = layout.sum_latents(dead.sum()) > 0
@@ -41,9 +41,11 @@ def auxk_loss(sae: SAE, x, e, dead, k_aux: int, layout: Layout):
     tokens = layout.sum_tokens(jnp.ones_like(e, shape=()) * len(e))
     spread_out = e - layout.sum_tokens(e.sum(0)) / tokens
     variance = layout.sum_tokens((spread_out**2).sum())
-    error = layout.sum_tokens(((e - ehat) ** 2).sum())
-    # Dividing by a safe number first keeps the gradient of the branch not taken finite.
-    return jnp.where(any_dead & (variance > 0), error / jnp.where(variance > 0, variance, 1), 0)
+    squares = lambda ehat: layout.sum_tokens(((e - ehat) ** 2).sum())
+    defined = any_dead & (variance > 0) & jnp.isfinite(squares(lax.stop_gradient(ehat)) / variance)
+    # Safe numbers first: the gradient of the branch that is not taken must be finite too.
+    error = squares(jnp.where(defined, ehat, 0))
+    return jnp.where(defined, error / jnp.where(defined, variance, 1), 0)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -108,7 +110,7 @@ def _backward(k_aux, layout, residuals, g):
             dW_enc.at[i].add(matmul(da.T, x)),
             db_enc.at[i].add(db),
             dW_dec.at[i].add(matmul(a.T, g)),
-            db_dec - db @ W_enc[i],
+            db_dec - matmul(db, W_enc[i]),
         )
 
     zeros = jax.tree.map(jnp.zeros_like, (W_enc, b_enc, W_dec, b_dec))

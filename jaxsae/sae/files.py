@@ -5,13 +5,13 @@ The safetensors header carries the same text as config.json, so the file alone i
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsae import atomic
 from jaxsae.errors import BadInput
 from jaxsae.sae.struct import SAE, Spec
 
@@ -28,14 +28,9 @@ def save(sae: SAE, folder: Path, about: dict):
     text = json.dumps(
         {"format": FORMAT, "spec": dataclasses.asdict(sae.spec), "about": about}, indent=1, sort_keys=True
     )
-    # Written aside and renamed: an older export survives a full disk.
-    scratch = folder / f".{WEIGHTS}.writing"
-    try:
-        save_file({k: np.ascontiguousarray(v) for k, v in jax.device_get(arrays).items()}, scratch, {"jaxsae": text})
-        os.replace(scratch, folder / WEIGHTS)
-    finally:
-        scratch.unlink(missing_ok=True)
-    (folder / CONFIG).write_text(text + "\n")
+    tensors = {k: np.ascontiguousarray(v) for k, v in jax.device_get(arrays).items()}
+    atomic.write(folder / WEIGHTS, lambda path: save_file(tensors, path, {"jaxsae": text}))
+    atomic.write_text(folder / CONFIG, text + "\n")
 
 
 def load(path: str | Path) -> SAE:
@@ -52,6 +47,8 @@ def load(path: str | Path) -> SAE:
         raise BadInput(f"{file} lacks {', '.join(missing)}: an autoencoder has {', '.join(ARRAYS)}")
     extra = {k.removeprefix("extra."): jnp.asarray(v) for k, v in tensors.items() if k.startswith("extra.")}
     sae = SAE(*(jnp.asarray(tensors[name]) for name in ARRAYS), spec, extra)
+    if sae.W_enc.ndim != 2 or not (isinstance(spec.k, int) and 1 <= spec.k <= len(sae.W_enc)):
+        raise BadInput(f"{file} has W_enc of shape {list(sae.W_enc.shape)} and k = {spec.k!r}: not [n, d] and 1 to n")
     n, d = sae.W_enc.shape
     shapes = {"W_enc": (n, d), "b_enc": (n,), "W_dec": (n, d), "b_dec": (d,)}
     for name, shape in shapes.items():
@@ -93,7 +90,7 @@ def _said(file: Path) -> dict:
         said = json.loads(text or "{}")
     except json.JSONDecodeError as error:
         raise BadInput(f"{file.parent / CONFIG} is not JSON: {error}") from error
-    return said if isinstance(said, dict) else {}
+    return said if isinstance(said, dict) and isinstance(said.get("spec", {}), dict) else {}
 
 
 def _spec(said: dict, file: Path) -> Spec:

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxsae.precision import matmul
+
 
 @jax.custom_vjp
 def decode(W, v, i):
@@ -76,7 +78,7 @@ def _preactivations_bwd(residuals, v):
     W, b_enc, b_dec, i, x = residuals
     db_enc = tally(b_enc, v, i)
     # Where nothing trains x, its gradient is dead code and XLA drops it.
-    return spread(W, v, i, x - b_dec), db_enc, -(db_enc @ W), None, decode(W, v, i)
+    return spread(W, v, i, x - b_dec), db_enc, -matmul(db_enc, W), None, decode(W, v, i)
 
 
 preactivations.defvjp(_preactivations_fwd, _preactivations_bwd)

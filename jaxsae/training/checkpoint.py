@@ -66,6 +66,8 @@ class Checkpoints:
         for step in reversed(steps):
             try:
                 state = self._read(step, like)
+            except (jax.errors.JaxRuntimeError, MemoryError, PermissionError):
+                raise  # no room or no right to read it here says nothing about the files
             except Exception as error:  # Orbax, tensorstore and JSON each raise their own for damaged files
                 reason = str(error).strip().split("\n")[0][:200]
                 print(f"the checkpoint of step {step} in {self.folder} is damaged ({reason})", file=sys.stderr)
@@ -74,7 +76,10 @@ class Checkpoints:
                 print(f"going on from the checkpoint of step {step}", file=sys.stderr)
             return state
         if steps:
-            raise BadInput(f"every checkpoint in {self.folder} is damaged: delete the run folder to start again")
+            raise BadInput(
+                f"none of the checkpoints {', '.join(map(str, steps))} in {self.folder} can be read: "
+                "bring back a copy of one, or start another --run"
+            )
         return None
 
     def _read(self, step: int, like: TrainState) -> TrainState:

@@ -1,5 +1,6 @@
 """The settings of the autoencoder and of its training; each field is a flag of `jaxsae train`."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,8 +66,15 @@ class TrainingConfig:
                 raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: give at least 1")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise BadInput(f"--ema is {self.ema}: allowed is 0 (off) up to, not including, 1")
-        if self.lr is not None and not self.lr > 0:
+        if self.lr is not None and not 0 < self.lr < math.inf:
             raise BadInput(f"--lr is {self.lr}: give a positive learning rate")
+        if not 0 <= self.auxk_coef < math.inf:
+            raise BadInput(f"--auxk-coef is {self.auxk_coef}: give 0 (off) or more")
+        for name in ("k_aux", "dead_after"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: give at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise BadInput(f"--seed is {self.seed}: allowed is 0 to 2^32 - 1")
 
     @property
     def steps(self) -> int:

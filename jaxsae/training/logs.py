@@ -1,5 +1,7 @@
 """Where a run's numbers go while it trains: metrics.jsonl always, TensorBoard and W&B if asked for. Process 0 only."""
 
+import hashlib
+import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import jax
 
+from jaxsae import atomic
 from jaxsae.errors import BadInput
 
 METRICS = "metrics.jsonl"
@@ -29,6 +32,19 @@ class LogConfig:
         for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: give at least 1")
+
+
+def check_packages(config: LogConfig):
+    """Raises BadInput where a package that `config` asks for is not installed."""
+    for flag, wanted, package in (
+        ("--tensorboard", config.tensorboard, "tensorboardX"),
+        ("--wandb", config.wandb, "wandb"),
+    ):
+        if wanted:
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                raise BadInput(f'{flag} needs {package}: pip install "jaxsae[logging]"') from error
 
 
 class Logs:
@@ -58,7 +74,7 @@ class Logs:
 
     def _open_jsonl(self, path: Path, step: int):
         kept = [json.dumps(row) + "\n" for row in read_metrics(path) if row["step"] <= step]
-        path.write_text("".join(kept))
+        atomic.write_text(path, "".join(kept))
         file = path.open("a")
 
         def write(row):
@@ -69,10 +85,8 @@ class Logs:
         self._close.append(file.close)
 
     def _open_tensorboard(self, folder: Path):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise BadInput('--tensorboard needs tensorboardX: pip install "jaxsae[logging]"') from error
+        from tensorboardX import SummaryWriter
+
         writer = SummaryWriter(str(folder / "tensorboard"))
 
         def write(row):
@@ -83,11 +97,11 @@ class Logs:
         self._close.append(writer.close)
 
     def _open_wandb(self, folder: Path, project: str, about: dict):
-        try:
-            import wandb
-        except ImportError as error:
-            raise BadInput('--wandb needs wandb: pip install "jaxsae[logging]"') from error
-        run = wandb.init(project=project, name=folder.name, id=folder.name, resume="allow", dir=folder, config=about)
+        import wandb
+
+        # Runs of the same name in other folders are other runs.
+        name = f"{folder.name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
+        run = wandb.init(project=project, name=folder.name, id=name, resume="allow", dir=folder, config=about)
         self._sinks.append(lambda row: run.log(row, step=row["step"]))
         self._close.append(run.finish)
 

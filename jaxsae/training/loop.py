@@ -20,7 +20,7 @@ AHEAD = 4
 
 
 class Diverged(Exception):
-    """The loss is no longer a number."""
+    """The loss or its gradient is no longer finite."""
 
 
 def train(
@@ -50,7 +50,7 @@ def train(
             logs_now = done % config.log_every == 0 or done == total
             saves_now = done % config.checkpoint_every == 0 or done == total or signals.received
             if logs_now or saves_now:
-                # Waits for this step: what is saved has a loss that is a number.
+                # Waits for this step: a state is saved only behind finite numbers.
                 metrics.wait(ahead=0)
             if logs_now:
                 row = metrics.mean()
@@ -83,8 +83,10 @@ class _Metrics:
             values = jax.device_get(self._pending.popleft())
             self._on_done(1)
             self._window.append(values)
-            if not np.isfinite(values["loss"]):
-                raise Diverged(f"the loss became {values['loss']}: lower --lr; what was saved before is kept")
+            # The loss is that of the weights before the step, the gradient decides those behind it.
+            for name in ("loss", "grad_norm"):
+                if not np.isfinite(values[name]):
+                    raise Diverged(f"{name} became {values[name]}: start another --run with a lower --lr")
 
     def mean(self) -> dict[str, float]:
         """The mean row of the window, which starts anew."""

@@ -36,17 +36,20 @@ def _make(sample, sae: SAEConfig, training: TrainingConfig) -> TrainState:
     )
 
 
-def first_state(chunk: jax.Array, mesh, sae: SAEConfig, training: TrainingConfig) -> TrainState:
-    """The state of step 0 from the first batches [batches, B@data, d], whose first rows are the sample."""
-    batches = min(len(chunk), -(-SAMPLE // chunk.shape[1]))
+def first_state(batches, mesh, sae: SAEConfig, training: TrainingConfig) -> TrainState:
+    """The state of step 0. The sample is the first SAMPLE rows of `batches` (a data.activations.Batches), or all."""
+    plan, source = batches.plan, batches.source
+    rows = min(SAMPLE, len(source) * source.rows)
+    chunks = range(max(1, -(-rows // (plan.batches * plan.batch))))
 
     @jax.jit
-    def make(chunk):
-        sample = jax.reshard(chunk[:batches], P()).reshape(-1, chunk.shape[-1])[:SAMPLE]
-        return _make(sample, sae, training)
+    def take(chunk):
+        some = min(len(chunk), -(-rows // chunk.shape[1]))
+        return jax.reshard(chunk[:some], P()).reshape(-1, chunk.shape[-1])[:rows]
 
     with jax.set_mesh(mesh):
-        return make(chunk)
+        sample = jnp.concatenate([take(batches.chunk(number)) for number in chunks])[:rows]
+        return jax.jit(partial(_make, sae=sae, training=training))(sample)
 
 
 def abstract_state(d: int, mesh, sae: SAEConfig, training: TrainingConfig) -> TrainState:

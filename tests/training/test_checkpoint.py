@@ -1,6 +1,7 @@
 """Checkpoints: exact, on any mesh, and never trusted when damaged."""
 
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,16 @@ d = 16
 
 def state_on(mesh):
     chunk = jax.random.normal(jax.random.key(3), (4, 32, d))
-    return first_state(jax.device_put(chunk, jax.NamedSharding(mesh, jax.P(None, "data"))), mesh, SAE_CONFIG, TRAINING)
+    chunk = jax.device_put(chunk, jax.NamedSharding(mesh, jax.P(None, "data")))
+
+    class Source:
+        rows = 1
+
+        def __len__(self):
+            return 128
+
+    batches = SimpleNamespace(plan=SimpleNamespace(batches=4, batch=32), source=Source(), chunk=lambda number: chunk)
+    return first_state(batches, mesh, SAE_CONFIG, TRAINING)
 
 
 def at_step(state, step):
@@ -114,6 +124,6 @@ def test_damaged_newest_falls_back_and_says_so(written, folder, capsys, damage):
 def test_all_damaged(folder):
     for step in ("2", "3"):
         DAMAGE["truncated"](folder / step)
-    with pytest.raises(BadInput, match="every checkpoint"):
+    with pytest.raises(BadInput, match="none of the checkpoints 2, 3"):
         restored(folder)
     assert (folder / "2").exists() and (folder / "3").exists()

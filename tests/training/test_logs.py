@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from jaxsae.errors import BadInput
-from jaxsae.training.logs import METRICS, LogConfig, Logs, read_metrics
+from jaxsae.training.logs import METRICS, LogConfig, Logs, check_packages, read_metrics
 
 ROWS = [{"step": s, "tokens": 10 * s, "loss": 1.0 / s} for s in (1, 2, 3)]
 
@@ -57,7 +57,7 @@ def test_other_sinks_get_every_row(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("flag, package", [({"tensorboard": True}, "tensorboardX"), ({"wandb": "p"}, "wandb")])
-def test_a_missing_package_is_bad_input(tmp_path, monkeypatch, flag, package):
+def test_a_missing_package_is_bad_input(monkeypatch, flag, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(BadInput, match=r"pip install .jaxsae\[logging\]"):
-        write(tmp_path, ROWS, **flag)
+        check_packages(LogConfig(**flag))
