@@ -66,8 +66,9 @@ def train(config: Config) -> dict:
         state, seconds = train_loop(state, stream, under_mesh, training.steps, size, checkpoints, logs, config.log)
     if seconds:
         rate = (training.steps - start) * size / seconds
-    else:  # trained before: what the last row of its log says
-        rate = next((row["tokens_per_second"] for row in reversed(read_metrics(folder / METRICS))), None)
+    else:  # trained before: what its summary says, or the last row of its log where a kill came before the summary
+        rows = read_metrics(folder / METRICS) or [{}]
+        rate = _read(folder / SUMMARY).get("tokens_per_second", rows[-1].get("tokens_per_second"))
     return _finish(folder, config, setting, state, rate)
 
 

@@ -1,12 +1,22 @@
 """Eight simulated devices for every test, and where the real data lies."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+# What one test compiled, another (or a process that a test starts) need not compile again.
+COMPILED = tempfile.mkdtemp(prefix="jaxsae-compiled-")
+atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+for name, value in (("jax_compilation_cache_dir", COMPILED), ("jax_persistent_cache_min_compile_time_secs", 0.2)):
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
 
 DATA = Path(os.environ.get("JAXSAE_TEST_DATA", Path(__file__).parents[2] / "shared"))
 MESHES = [(1, 1), (8, 1), (1, 8), (2, 4), (4, 2)]

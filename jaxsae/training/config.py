@@ -40,7 +40,7 @@ class SAEConfig:
 class TrainingConfig:
     objective: Literal["local"] = "local"
     """What is minimised: local is the reconstruction error of the activation itself."""
-    tokens: int = 2_000_000
+    tokens: int = 1_500_000
     """Tokens to train on; the last step may go over by less than a batch."""
     batch_size: int = 2048
     """Tokens per step."""
