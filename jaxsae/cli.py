@@ -5,7 +5,7 @@ import logging
 import signal
 import sys
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -28,10 +28,11 @@ class Train:
     debug: Debug = False
 
     def __call__(self):
-        from jaxsae.run import table, train
+        from jaxsae.run import default_folder, table, train
 
-        summary = train(self.config)
-        print(table(summary))
+        config = replace(self.config, run=self.config.run or default_folder(self.config))
+        print(table(train(config)))
+        print(f"\nsaved in {config.run}: sae/, summary.json, training.png")
 
 
 @dataclass(frozen=True)

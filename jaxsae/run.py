@@ -36,8 +36,8 @@ CONFIG, MANIFEST, SUMMARY, EVAL = "config.json", "manifest.json", "summary.json"
 
 def train(config: Config) -> dict:
     """Train, export, evaluate: the whole run folder; returns its summary. Raises BadInput, Interrupted or Diverged."""
-    folder = Path(config.run or _default_folder(config))
-    config = dataclasses.replace(config, run=str(folder))
+    config = dataclasses.replace(config, run=config.run or default_folder(config))
+    folder = Path(config.run)
     _check_folder(folder, config)
     check_packages(config.log)
     setting = make_setting(config)
@@ -106,7 +106,8 @@ def table(metrics: dict) -> str:
     return "\n".join(lines)
 
 
-def _default_folder(config: Config) -> str:
+def default_folder(config: Config) -> str:
+    """The run folder of a configuration that names none."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return f"runs/{stamp}-{config.sae.activation}-n{config.sae.n}-k{config.sae.k}"
 

@@ -196,6 +196,29 @@ def test_activations_from_files(shards, tmp_path, capsys):
     refused(capsys, ["train", *flags, str(tmp_path / "width")], "c.npy", "23", "24")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--ema 0 --auxk-coef 0 --sae.decoder free --skip-first --batch-size 250",
+        "--hook blocks.1.mlp.hook_post --process-weights --lm-products bfloat16 --sae.select bfloat16 --sae.n 100",
+        "--sae.normalise none --sae.no-subtract-b-dec --sae.n 8 --sae.k 8 --k-aux 20 --dead-after 1",
+    ],
+    ids=["without extras", "neurons", "tiny"],
+)
+def test_options(flags, tmp_path, options):
+    run = ["--run", str(tmp_path / "run"), *flags, "--tokens", "5120", "--log-every", "100", *options.split()]
+    assert main(["train", *run]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert ("raw_nmse" in summary) == ("--ema" not in options)
+    assert np.isfinite(list(summary.values())).all()
+    about = jaxsae.describe(tmp_path / "run")
+    lm = jaxsae.lm.load(about["lm"])
+    lm = jaxsae.lm.process_weights(lm) if about["process_weights"] else lm
+    x = lm.prefix(np.arange(32)[None], about["hook"])
+    sae = jaxsae.load(tmp_path / "run")
+    assert jaxsae.decode(sae, jaxsae.encode(sae, x)).shape == x.shape
+
+
 def test_divergence_fails_and_keeps_what_was_saved(flags, tmp_path, capsys):
     assert main(["train", "--run", str(tmp_path / "run"), *flags, "--lr", "1e30"]) == 1
     assert "with a lower --lr" in capsys.readouterr().err
