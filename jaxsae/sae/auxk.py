@@ -74,6 +74,10 @@ def _forward(weights, x, dead, k_aux, layout):
     best = jnp.full_like(x, -jnp.inf, shape=(len(x), k_aux))
     best = lax.fori_loop(0, jnp.where(crowded, blocks, 0), candidates, best)
     least = layout.threshold(best, k_aux)
+    # Each loop computes the pre-activations anew, and XLA may round them differently there: without room for a few
+    # units in the last place, the k_aux-th itself could fall below its own threshold.
+    size = jnp.maximum(jnp.abs(least), jnp.sqrt((x * x).sum(1, keepdims=True)))
+    least = jnp.where(jnp.isfinite(least), least - 16 * jnp.finfo(x.dtype).eps * size, least)
 
     def add(t, ehat):
         i, z = _block(W_enc, b_enc, x, order, t, rows)

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from conftest import MESHES
-from jaxsae.mesh import make_mesh
+from jaxsae.mesh import make_mesh, shardings
+from jaxsae.sae.layout import TOKENS
 from jaxsae.sae.struct import Spec
 from jaxsae.training.config import SAEConfig, TrainingConfig
-from jaxsae.training.step import make_loss
+from jaxsae.training.optimizer import make_optimizer
+from jaxsae.training.start import abstract_state
+from jaxsae.training.step import hyper, make_loss, make_step
 from sae import dense
 
 B, d, n, k, k_aux = 32, 12, 64, 5, 8
@@ -62,13 +65,13 @@ def test_compiled_step_moves_and_sorts_only_what_the_design_allows(mesh):
     # Sizes that no other dimension shares, so that a shape in the HLO names what it is.
     tokens, width, latents, k, k_aux = 48, 20, 1024, 6, 10
     data, shards = mesh
-    sae = dense.random_sae(jax.random.key(0), latents, width, Spec("topk", k, "none", "unit_norm", True), jnp.float32)
-    x, dead = jnp.ones((tokens, width)), jnp.zeros(latents, bool)
-    loss = make_loss(SAEConfig(latents, k, normalise="none"), TrainingConfig(), k_aux)
-    grad = jax.value_and_grad(lambda p, x, dead: loss(p, (x, x), dead, 1.0, 1.0, True), has_aux=True)
+    sae, training = SAEConfig(latents, k), TrainingConfig(tokens=100 * tokens, batch_size=tokens)
+    step = make_step(sae, training, make_optimizer(sae.decoder), k_aux)
     grid = make_mesh(*mesh)
+    x = jax.ShapeDtypeStruct((tokens, width), jnp.float32, sharding=shardings(grid, TOKENS))
     with jax.set_mesh(grid):
-        text = jax.jit(grad).lower(*dense.placed(grid, sae, x, dead)).compile().as_text()
+        state = abstract_state(width, grid, sae, training)
+        text = jax.jit(step, donate_argnums=0).lower(state, x, hyper(sae, training)).compile().as_text()
     assert '"TopK"' in text
     # `sort` over a row of all (or a shard's) latents would be a top-k that XLA did not recognise.
     widths = {latents, latents // shards}
@@ -82,5 +85,5 @@ def test_compiled_step_moves_and_sorts_only_what_the_design_allows(mesh):
         assert not (has_tokens and widths & set(shape)), f"{op} moves {shape}: tokens by latents"
         allowed = local * shards * max(k, k_aux), local * width, latents // shards * width
         assert np.prod(shape) <= max(allowed), f"{op} moves {shape}"
-    # No [B, k, d], and nothing [tokens, latents] but the selection's own blocks.
+    # No [B, k, d], which decoding by gathered rows would build.
     assert f"[{local},{k},{width}]" not in text and f"[{k},{local},{width}]" not in text
