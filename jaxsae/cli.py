@@ -44,7 +44,7 @@ class Eval:
     tokens: int = 262_144
     """Held-out tokens."""
     text: tuple[str, ...] = ()
-    """Text sources; those of the run unless given."""
+    """Text sources, of which every twentieth document is used; those of the run unless given."""
     mesh: tuple[int, int] | None = None
     """Devices along `data` and along `latent`; chosen as in training unless given."""
     debug: Debug = False
