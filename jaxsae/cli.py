@@ -37,10 +37,10 @@ class Train:
 
 @dataclass(frozen=True)
 class Eval:
-    """Evaluate a trained run on held-out text; prints a table and writes eval.json into the run folder."""
+    """Evaluate a run or an exported autoencoder on held-out text; prints a table, writes eval.json into its folder."""
 
     folder: tyro.conf.Positional[str]
-    """Run folder."""
+    """Run folder, or a folder with an exported autoencoder."""
     tokens: int = 262_144
     """Held-out tokens."""
     text: tuple[str, ...] = ()

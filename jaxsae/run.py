@@ -17,13 +17,17 @@ from jaxsae import __version__, atomic
 from jaxsae import config as configs
 from jaxsae.config import Config
 from jaxsae.data.activations import Batches, Plan
+from jaxsae.data.config import DataConfig
 from jaxsae.errors import BadInput
 from jaxsae.evals.report import evaluate as evaluate_saes
+from jaxsae.lm.config import LMConfig
+from jaxsae.mesh import shardings
 from jaxsae.sae import files as sae_files
 from jaxsae.sae.auxk import default_k_aux
-from jaxsae.sae.struct import SAE
+from jaxsae.sae.struct import SAE, partition_specs
 from jaxsae.setting import Setting, make_setting
 from jaxsae.training.checkpoint import Checkpoints
+from jaxsae.training.config import SAEConfig, TrainingConfig
 from jaxsae.training.logs import METRICS, Logs, check_packages, read_metrics
 from jaxsae.training.loop import train as train_loop
 from jaxsae.training.optimizer import ema_weights, make_optimizer, unit_rows
@@ -73,23 +77,55 @@ def train(config: Config) -> dict:
 
 
 def evaluate(folder: Path, tokens: int, mesh: tuple[int, int] | None = None, text: tuple[str, ...] = ()) -> dict:
-    """Evaluate a run's newest checkpoint on held-out tokens, of its own text or another; writes eval.json."""
-    config = configs.from_json(folder / CONFIG)
+    """Evaluate a run's newest checkpoint, or an exported autoencoder; writes eval.json beside it.
+
+    On held-out tokens of the text that it was trained on, or of another.
+    """
+    is_run = (folder / "checkpoints").is_dir()
+    config = configs.from_json(folder / CONFIG) if is_run else _config_of_export(folder)
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, text=text or config.data.text),
         training=dataclasses.replace(config.training, mesh=mesh),
     )
     setting = make_setting(config)
-    with Checkpoints(folder / "checkpoints", config.log.keep_checkpoints) as checkpoints:
-        state = checkpoints.restore(abstract_state(setting.source.width, setting.mesh, config.sae, config.training))
-    if state is None:
-        raise BadInput(f"{folder} has no checkpoint yet: train it first")
-    metrics, by_position = _measure(config, setting, state, tokens)
-    metrics["tokens_per_second"] = _read(folder / SUMMARY).get("tokens_per_second")
+    if is_run:
+        metrics, by_position = _measure(config, setting, _newest(folder, config, setting), tokens)
+        metrics["tokens_per_second"] = _read(folder / SUMMARY).get("tokens_per_second")
+    else:
+        about, sae = sae_files.describe(folder), sae_files.load(folder)
+        saes = {"": jax.device_put(sae, shardings(setting.mesh, partition_specs(sae)))}
+        metrics, by_position = _measure_saes(config, setting, saes, about["mse_scale"], about["steps"], tokens)
+        metrics["dead_fraction"] = about["dead_fraction"]
     if jax.process_index() == 0:
         _write(folder / EVAL, {**metrics, **by_position})
     return {**metrics, **by_position}
+
+
+def _newest(folder: Path, config: Config, setting: Setting) -> TrainState:
+    """The state of a run's newest checkpoint. The run may be training: nothing in its folder is touched."""
+    with Checkpoints(folder / "checkpoints", config.log.keep_checkpoints, tidy=False) as checkpoints:
+        state = checkpoints.restore(abstract_state(setting.source.width, setting.mesh, config.sae, config.training))
+    if state is None:
+        raise BadInput(f"{folder} has no checkpoint yet: train it first")
+    return state
+
+
+def _config_of_export(folder: Path) -> Config:
+    """What an exported autoencoder says of how it was trained, as a configuration."""
+    about = sae_files.describe(folder)
+    try:
+        training = {name: about[name] for name in ("objective", "tokens", "batch_size", "lr", "seed", "ema")}
+        return Config(
+            model=LMConfig(about["lm"] or "embedded", about["hook"], process_weights=about["process_weights"]),
+            data=DataConfig(
+                tuple(about["text"] or ("stdlib",)), activations=about["activations"], context=about["context"]
+            ),
+            sae=SAEConfig(n=about["n"], **about["spec"]),
+            training=TrainingConfig(**training),
+        )
+    except KeyError as error:
+        raise BadInput(f"{folder} does not say its {error}, so what to evaluate it on is not known") from error
 
 
 def table(metrics: dict) -> str:
@@ -185,7 +221,7 @@ def _finish(folder: Path, config: Config, setting: Setting, state: TrainState, r
     summary["tokens_per_second"] = rate
     sae = _under(setting, partial(_exported, config), state)
     if jax.process_index() == 0:
-        sae_files.save(sae, folder / "sae", _about(config, setting, summary))
+        sae_files.save(sae, folder / "sae", _about(config, setting, float(state.mse_scale), summary))
         _write(folder / SUMMARY, summary)
         where = f"{config.model.lm} {setting.hook}" if setting.lm else config.data.activations
         title = f"{config.sae.activation}, n {config.sae.n}, k {config.sae.k}, {where}"
@@ -216,24 +252,23 @@ def _measure(config: Config, setting: Setting, state: TrainState, tokens: int) -
     saes = {"": _under(setting, partial(_exported, config), state)}
     if state.ema is not None:
         saes["raw_"] = _under(setting, _raw, state)
+    window, scale = config.training.dead_window(), float(state.mse_scale)
+    metrics, by_position = _measure_saes(config, setting, saes, scale, int(state.step), tokens)
+    metrics["dead_fraction"] = float(_under(setting, lambda idle: jnp.mean(idle >= window), state.idle))
+    return metrics, by_position
+
+
+def _measure_saes(config: Config, setting: Setting, saes, mse_scale: float, step: int, tokens: int):
+    """The flat metrics of autoencoders after `step` steps of training, and NMSE by position."""
     measured, by_position = evaluate_saes(
-        saes,
-        setting.held_out,
-        setting.mesh,
-        tokens,
-        float(state.mse_scale),
-        setting.lm,
-        setting.hook,
-        config.sae.select,
+        saes, setting.held_out, setting.mesh, tokens, mse_scale, setting.lm, setting.hook, config.sae.select
     )
-    window = config.training.dead_window()
-    trained = int(state.step) * config.training.batch_size
+    trained = step * config.training.batch_size
     n, d, k = config.sae.n, setting.source.width, config.sae.k
     return {
-        "step": int(state.step),
+        "step": step,
         "tokens": trained,
         **measured,
-        "dead_fraction": float(_under(setting, lambda idle: jnp.mean(idle >= window), state.idle)),
         # Per token: the dense encoder forward, the sparse decoder forward and three sparse gradients.
         "flops": trained * (2 * n * d + 8 * k * d),
         # The six products of size B n d of a dense implementation.
@@ -241,7 +276,7 @@ def _measure(config: Config, setting: Setting, state: TrainState, tokens: int) -
     }, by_position
 
 
-def _about(config: Config, setting: Setting, summary: dict) -> dict:
+def _about(config: Config, setting: Setting, mse_scale: float, summary: dict) -> dict:
     """What `jaxsae.describe` says. No time and no path of the run, so that equal runs export equal bytes."""
     model, data, training = config.model, config.data, config.training
     folder = Path(model.lm)
@@ -263,6 +298,7 @@ def _about(config: Config, setting: Setting, summary: dict) -> dict:
         "lr": training.learning_rate(config.sae.n),
         "ema": training.ema_decay(),
         "seed": training.seed,
+        "mse_scale": mse_scale,
         "dead_fraction": summary["dead_fraction"],
         "jaxsae": __version__,
     }

@@ -93,6 +93,16 @@ def test_eval(finished, capsys):
     assert "ce_recovered" in capsys.readouterr().out
 
 
+def test_eval_of_an_export(finished, flags, tmp_path, monkeypatch):
+    """The exported folder alone is enough, wherever it lies, and measures the same."""
+    monkeypatch.setenv("JAXSAE_CACHE", flags[flags.index("--cache") + 1])
+    folder = shutil.copytree(finished / "sae", tmp_path / "export")
+    assert main(["eval", str(folder), "--tokens", "2048"]) == 0
+    measured, summary = (json.loads(p.read_text()) for p in (folder / "eval.json", finished / "summary.json"))
+    for name in ("step", "tokens", "loss", "nmse", "kl", "dead_fraction", "flops"):
+        assert measured[name] == pytest.approx(summary[name]), name
+
+
 def test_killed_runs_end_with_the_same_bytes(flags, tmp_path):
     """SIGKILL at three random steps; the finished file equals that of a run nobody disturbed."""
     calm, disturbed = tmp_path / "calm", tmp_path / "disturbed"
@@ -267,7 +277,7 @@ def test_existing_run(flags, finished, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
     refused(capsys, ["train", "--run", str(tmp_path / "other"), "--resume", *flags], "not a run")
-    refused(capsys, ["eval", str(tmp_path / "other")], "config.json")
+    refused(capsys, ["eval", str(tmp_path / "other")], "holds no autoencoder")
     assert (finished / "sae" / "sae.safetensors").read_bytes() == before
 
 

@@ -16,12 +16,16 @@ from jaxsae.training.step import TrainState
 
 
 class Checkpoints:
-    """The checkpoints of one run. Use as a context manager: leaving it waits for what is being written."""
+    """The checkpoints of one run. Use as a context manager: leaving it waits for what is being written.
 
-    def __init__(self, folder: Path, keep: int):
+    `tidy` removes what an interrupted save left; only the process that trains may do that.
+    """
+
+    def __init__(self, folder: Path, keep: int, tidy: bool = True):
         from orbax.checkpoint import v1 as ocp
 
         self.folder = folder.absolute()
+        self._tidy = tidy
         self._keep = ocp.training.preservation_policies.LatestN(keep)
         self._ocp = ocp
         self._checkpointer = None
@@ -32,7 +36,7 @@ class Checkpoints:
             # Every save that is asked for is made.
             save_decision_policy=self._ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=self._keep,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=self._tidy,
         )
         return self
 
