@@ -21,8 +21,6 @@ def make_mesh(data: int, latent: int) -> jax.sharding.Mesh:
             f"--mesh {data} {latent} asks for {data * latent} devices: here are {len(devices)}, "
             f"so give two positive numbers with a product of at most {len(devices)}"
         )
-    if data * latent < len(devices) and jax.process_count() > 1:
-        raise BadInput(f"--mesh {data} {latent} leaves out some of the {len(devices)} devices of several processes")
     return jax.make_mesh((data, latent), ("data", "latent"), devices=devices[: data * latent])
 
 

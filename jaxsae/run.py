@@ -114,18 +114,17 @@ def _newest(folder: Path, config: Config, setting: Setting) -> TrainState:
 def _config_of_export(folder: Path) -> Config:
     """What an exported autoencoder says of how it was trained, as a configuration."""
     about = sae_files.describe(folder)
-    try:
-        training = {name: about[name] for name in ("objective", "tokens", "batch_size", "lr", "seed", "ema")}
-        return Config(
-            model=LMConfig(about["lm"] or "embedded", about["hook"], process_weights=about["process_weights"]),
-            data=DataConfig(
-                tuple(about["text"] or ("stdlib",)), activations=about["activations"], context=about["context"]
-            ),
-            sae=SAEConfig(n=about["n"], **about["spec"]),
-            training=TrainingConfig(**training),
-        )
-    except KeyError as error:
-        raise BadInput(f"{folder} does not say its {error}, so what to evaluate it on is not known") from error
+    training = ("objective", "tokens", "batch_size", "lr", "seed", "ema")
+    needed = ("lm", "hook", "process_weights", "text", "activations", "context", "n", "steps", "mse_scale", *training)
+    if missing := [name for name in (*needed, "dead_fraction") if name not in about]:
+        raise BadInput(f"{folder} does not say {', '.join(missing)}, so it is not known what to evaluate it on")
+    text = tuple(about["text"] or ("stdlib",))
+    return Config(
+        model=LMConfig(about["lm"] or "embedded", about["hook"], process_weights=about["process_weights"]),
+        data=DataConfig(text, activations=about["activations"], context=about["context"]),
+        sae=SAEConfig(n=about["n"], **about["spec"]),
+        training=TrainingConfig(**{name: about[name] for name in training}),
+    )
 
 
 def table(metrics: dict) -> str:

@@ -9,15 +9,19 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 import jaxsae
 from jaxsae.cli import main
 from jaxsae.mesh import make_mesh
+from jaxsae.sae import files
+from jaxsae.sae.struct import Spec
 from jaxsae.training.checkpoint import Checkpoints
 from jaxsae.training.config import SAEConfig, TrainingConfig
 from jaxsae.training.start import abstract_state
+from sae import dense
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +105,13 @@ def test_eval_of_an_export(finished, flags, tmp_path, monkeypatch):
     measured, summary = (json.loads(p.read_text()) for p in (folder / "eval.json", finished / "summary.json"))
     for name in ("step", "tokens", "loss", "nmse", "kl", "dead_fraction", "flops"):
         assert measured[name] == pytest.approx(summary[name]), name
+
+
+def test_eval_of_an_export_that_does_not_say_what_it_reads(tmp_path, capsys):
+    """An autoencoder saved from Python, with nothing about its model."""
+    sae = dense.random_sae(jax.random.key(0), 16, 4, Spec("topk", 3, "none", "free", False), np.float32)
+    files.save(sae, tmp_path / "sae", {"hook": "blocks.0.hook_resid_post"})
+    refused(capsys, ["eval", str(tmp_path / "sae")], "does not say lm,", "mse_scale")
 
 
 def test_killed_runs_end_with_the_same_bytes(flags, tmp_path):

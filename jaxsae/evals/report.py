@@ -35,8 +35,7 @@ def evaluate(
     """Metrics on about `tokens` held-out tokens of `source`, and NMSE by position.
 
     `saes` maps a prefix for the names ("" and "raw_", say) to an autoencoder on the mesh; `mse_scale` is that of their
-    training loss. Without a language model
-    (activations from files) the metrics that need one are None.
+    training loss. Without a language model (activations from files) the metrics that need one are None.
     """
     total: dict[str, np.ndarray] = {}
     count = min(tokens // source.rows, len(source))
