@@ -10,6 +10,8 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 Products = Literal["float32", "tf32", "bfloat16"]
 
@@ -23,6 +25,20 @@ def matmul(x, w, products: Products = "float32"):
         return _rounded_matmul(x, w)
     precision = PRECISION[products]
     return jnp.matmul(x, w, precision=precision)
+
+
+def times_rows(x, W, products: Products = "float32"):
+    """x [B, K] times the rows of W [N, K] -> [B, N], as `matmul(x, W.T)`, without gradient."""
+    x, W = lax.stop_gradient((x, W))
+    if products != "bfloat16":
+        return matmul(x, W.T, products)
+
+    def cpu(x, W):
+        # XLA:CPU is fast at bfloat16 only where the second operand lies row by row.
+        by_rows = Layout(major_to_minor=(0, 1))
+        return _dot(_rounded(x), with_layout_constraint(_rounded(W).T, by_rows))
+
+    return lax.platform_dependent(x, W, cpu=cpu, default=lambda x, W: matmul(x, W.T, products))
 
 
 def dense_dot(products: Products):

@@ -12,9 +12,9 @@ from tqdm import tqdm
 from jaxsae.evals import downstream, reconstruction
 from jaxsae.lm.model import LM
 from jaxsae.mesh import place
-from jaxsae.precision import Products
 from jaxsae.sae.normalise import denormalise, normalise
-from jaxsae.sae.sharded import autoencode
+from jaxsae.sae.select import EXACT, Selection
+from jaxsae.sae.sharded import autoencode, choose
 from jaxsae.sae.struct import SAE
 
 # Tokens whose logits exist at once on a device, three times over.
@@ -29,7 +29,7 @@ def evaluate(
     mse_scale: float,
     lm: LM | None = None,
     hook: str | None = None,
-    select: Products = "float32",
+    how: Selection = EXACT,
     quiet: bool = False,
 ) -> tuple[dict[str, float | None], dict[str, list[float]]]:
     """Metrics on about `tokens` held-out tokens of `source`, and NMSE by position.
@@ -43,7 +43,7 @@ def evaluate(
         read = lambda a, z, start=start: source.host(start + a, start + z)
         host = place(read, (stop - start, *source.shape), source.dtype, NamedSharding(mesh, P("data")))
         with jax.set_mesh(mesh):
-            sums = _sums(saes, source.activations(host), lm, host, hook, select)
+            sums = _sums(saes, source.activations(host), lm, host, hook, how)
         for name, value in jax.device_get(sums).items():
             total[name] = total.get(name, 0) + np.asarray(value, np.float64)
     out: dict[str, float | None] = {}
@@ -72,21 +72,21 @@ def _batches(count: int, rows: int, mesh) -> list[tuple[int, int]]:
     return [(start, min(start + size, whole)) for start in range(0, whole, size)]
 
 
-def _reconstructions(sae: SAE, x, select):
+def _reconstructions(sae: SAE, x, how: Selection):
     """x [b@data, T, d] -> (normalised x and its reconstruction [b@data, T, d], L0 [b@data, T], mean, scale)."""
     flat = lax.reshape(x, (x.shape[0] * x.shape[1], x.shape[2]), out_sharding=P("data"))
     flat, mean, scale = normalise(flat, sae.spec.normalise)
-    xhat, l0, _ = autoencode(sae, flat, select)
+    out = autoencode(sae, flat, choose(sae, flat, how), how)
     back = lambda a: lax.reshape(a, (*x.shape[:2], *a.shape[1:]), out_sharding=P("data"))
-    return back(flat), back(xhat), back(l0), back(mean), back(scale)
+    return back(flat), back(out.xhat), back(out.l0), back(mean), back(scale)
 
 
-@partial(jax.jit, static_argnames=("hook", "select"))
-def _sums(saes, x, lm, tokens, hook, select):
+@partial(jax.jit, static_argnames=("hook", "how"))
+def _sums(saes, x, lm, tokens, hook, how):
     """What a batch of activations x [b@data, T, d] adds to every total, by position; losses where there is an lm."""
     sums, substitutes = {}, {}
     for prefix, sae in saes.items():
-        normal, xhat, l0, mean, scale = _reconstructions(sae, x, select)
+        normal, xhat, l0, mean, scale = _reconstructions(sae, x, how)
         substitutes[prefix] = denormalise(xhat, mean, scale)
         # NMSE does not change when both are shifted; near the origin its float32 sums keep their digits.
         values = reconstruction.sums(normal - sae.b_dec, xhat - sae.b_dec, l0)

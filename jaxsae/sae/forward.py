@@ -8,45 +8,38 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from jaxsae.precision import Products, matmul
+from jaxsae.precision import Products
 from jaxsae.sae import activations
+from jaxsae.sae.activations.interface import Support
 from jaxsae.sae.layout import ALONE, Layout
 from jaxsae.sae.normalise import denormalise, normalise
+from jaxsae.sae.select import Selection, bias, support
 from jaxsae.sae.sparse import decode as sparse_decode
 from jaxsae.sae.sparse import preactivations
 from jaxsae.sae.struct import SAE, Code
 
 
-def selection(sae: SAE, x, select: Products):
-    """Pre-activations [B, n] of normalised x [B, d], without gradient: the one dense product of a step."""
-    W, b, x, b_dec = (lax.stop_gradient(a) for a in (sae.W_enc, sae.b_enc, x, bias(sae)))
-    return matmul(x - b_dec, W.T, select) + b
+def sparse_code(sae: SAE, x, chosen: Support, layout: Layout = ALONE, exact: bool = False):
+    """Values [B, c] of this shard's chosen latents, for normalised x [B, d]; zero where a slot is not in use.
 
-
-def bias(sae: SAE):
-    """What the encoder subtracts from x, [d]."""
-    return sae.b_dec if sae.spec.subtract_b_dec else jnp.zeros_like(sae.b_dec)
-
-
-def sparse_code(sae: SAE, x, layout: Layout = ALONE, select: Products = "float32"):
-    """Values and local indices [B, c] of this shard's active latents, for normalised x [B, d].
-
-    `select` is the precision of the product that only chooses latents; the chosen values are computed again exactly,
-    and they alone carry gradient. Dropped slots have value 0.
+    They are computed from the weights, not taken from the selection (unless that was `exact`), and carry gradient.
     """
-    act = activations.get(sae.spec.activation)
-    W, b, b_dec, x = layout.vary(sae.W_enc, sae.b_enc, bias(sae), x)
-    i, mask = act.support(selection(sae, x, select), sae.extra, sae.spec, layout)
-    v = act.value(preactivations(W, b, b_dec, i, x), sae.spec)
-    return jnp.where(mask, v, 0), i
+    W, b, b_dec, x, chosen = layout.vary(sae.W_enc, sae.b_enc, bias(sae), x, chosen)
+    known = chosen.z if exact else None
+    p = preactivations(W, b, b_dec, chosen.indices, x, _slots(chosen.mask), known)
+    return jnp.where(chosen.mask, activations.get(sae.spec.activation).value(p, sae.spec), 0)
 
 
-def reconstruct(sae: SAE, v, i, layout: Layout = ALONE):
-    """Normalised reconstruction [B, d] of a code (values and local indices [B, c])."""
+def reconstruct(sae: SAE, v, i, mask, layout: Layout = ALONE):
+    """Normalised reconstruction [B, d] of a code: values, local indices and use of its slots, each [B, c]."""
     W, v, i = layout.vary(sae.W_dec, v, i)
-    return layout.sum_latents(sparse_decode(W, v, i)) + sae.b_dec
+    return layout.sum_latents(sparse_decode(W, v, i, _slots(mask))) + sae.b_dec
+
+
+def _slots(mask):
+    """Slots behind which no token uses any: those in use come first."""
+    return mask.sum(1, dtype=jnp.int32).max()
 
 
 @partial(jax.jit, static_argnames="select")
@@ -54,9 +47,10 @@ def encode(sae: SAE, x, select: Products = "float32") -> Code:
     """The code of activations x [..., d] in the units of the language model."""
     shape = x.shape[:-1]
     x, mean, scale = normalise(x.reshape(-1, x.shape[-1]), sae.spec.normalise)
-    v, i = sparse_code(sae, x, select=select)
+    chosen = support(sae, x, how=Selection(select))
+    v = sparse_code(sae, x, chosen)
     # Slots that the ReLU emptied are unused too.
-    i = jnp.where(v != 0, i, 0)
+    i = jnp.where(v != 0, chosen.indices, 0)
     return Code(v.reshape(*shape, -1), i.reshape(*shape, -1), mean.reshape(shape), scale.reshape(shape))
 
 
@@ -64,7 +58,8 @@ def encode(sae: SAE, x, select: Products = "float32") -> Code:
 def decode(sae: SAE, code: Code):
     """The reconstruction [..., d] of a code, in the units of the language model."""
     flat = lambda a: a.reshape(-1, a.shape[-1])
-    x = reconstruct(sae, flat(code.values), flat(code.indices))
+    v = flat(code.values)
+    x = reconstruct(sae, v, flat(code.indices), jnp.ones_like(v, bool))
     return denormalise(x.reshape(*code.mean.shape, -1), code.mean, code.scale)
 
 

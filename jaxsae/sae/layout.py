@@ -39,15 +39,6 @@ class Layout:
         """Sum over the shards of the tokens."""
         return lax.psum(x, self.data) if self.data else x
 
-    def top(self, z, k: int):
-        """This shard's part of the k largest of each row of z [B, n]: local indices and a mask, [B, min(k, n)].
-
-        Over all shards exactly k are kept in each row; equal values go to the lower index, as in `lax.top_k`.
-        """
-        z = lax.stop_gradient(z)
-        v, i = lax.top_k(z, min(k, z.shape[-1]))
-        return i, self.among_largest(v, k)
-
     def among_largest(self, v, k: int):
         """Which of v [B, c], each shard's candidates in falling order, are among the k largest of all shards' rows."""
         if not self.latent:
@@ -63,14 +54,6 @@ class Layout:
         room = k - above.sum(-1, keepdims=True)
         keep = above | (equal & (jnp.cumsum(equal, -1) <= room))
         return lax.dynamic_slice_in_dim(keep, lax.axis_index(self.latent) * c, c, axis=1)
-
-    def threshold(self, v, k: int):
-        """The k-th largest, [B, 1], over all shards' candidates v [B, c] (-inf where there are fewer than k)."""
-        if self.latent:
-            v = lax.all_gather(v, self.latent, axis=1, tiled=True)
-        if v.shape[-1] < k:
-            return jnp.full_like(v, -jnp.inf, shape=(len(v), 1))
-        return lax.top_k(v, k)[0].min(-1, keepdims=True)
 
 
 ALONE = Layout()

@@ -3,43 +3,81 @@
 Arguments and results are global arrays: tokens [B@data, d], weights [n@latent, d].
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
-from jaxsae.precision import Products
-from jaxsae.sae.auxk import auxk_loss
+from jaxsae.sae import auxk
+from jaxsae.sae.activations.interface import Support
 from jaxsae.sae.forward import reconstruct, sparse_code
-from jaxsae.sae.layout import EVERYWHERE, LATENTS, SHARDED, TOKENS, Layout
+from jaxsae.sae.layout import ALONE, DATA, EVERYWHERE, LATENT, LATENTS, SHARDED, TOKENS, Layout
+from jaxsae.sae.select import EXACT, Selection, support
 from jaxsae.sae.struct import SAE, partition_specs
 
+# A support has a token axis and, slot by slot, parts from every shard of the latents.
+CHOSEN = P(DATA, LATENT)
 
-def autoencode(sae: SAE, x, select: Products = "float32"):
-    """Normalised x [B@data, d] -> reconstruction [B@data, d], L0 of each token [B@data], firing counts [n@latent]."""
 
-    def local(sae, x):
-        v, i = sparse_code(sae, x, SHARDED, select)
+@partial(jax.tree_util.register_dataclass, data_fields=["xhat", "l0", "fired", "ehat"], meta_fields=[])
+@dataclass(frozen=True)
+class Output:
+    """What the autoencoder makes of a batch, in normalised units."""
+
+    xhat: Any  # [B@data, d] reconstruction
+    l0: Any  # [B@data] latents with a value above 0
+    fired: Any  # [n@latent] tokens on which each latent had one
+    ehat: Any = None  # [B@data, d] what AuxK's dead latents make of it, where they are asked for
+
+
+def choose(sae: SAE, x, how: Selection = EXACT) -> Support:
+    """The support of normalised x [B@data, d]; it carries no gradient, so it is made once for all that uses it."""
+    local = lambda layout, sae, x: support(sae, x, layout, how)
+    return _over_mesh(local, (partition_specs(sae), TOKENS), CHOSEN)(sae, x)
+
+
+def autoencode(sae: SAE, x, chosen: Support, how: Selection = EXACT, dead=None, k_aux: int = 0) -> Output:
+    """Normalised x [B@data, d] through the latents that `choose` gave; `dead` [n@latent] turns AuxK's part on."""
+
+    def local(layout, sae, x, chosen, dead=None):
+        ehat = None
+        if dead is not None:
+            ehat, sae = auxk.dead_code(sae, x, dead, k_aux, layout, how.memory)
+        v = sparse_code(sae, x, chosen, layout, exact=how.products == "float32")
         active = v > 0
-        fired = jnp.zeros_like(sae.b_enc, jnp.int32).at[i].add(active.astype(jnp.int32))
-        return reconstruct(sae, v, i, SHARDED), SHARDED.sum_latents(active.sum(1)), SHARDED.sum_tokens(fired)
+        fired = jnp.zeros_like(sae.b_enc, jnp.int32).at[chosen.indices].add(active.astype(jnp.int32))
+        xhat = reconstruct(sae, v, chosen.indices, chosen.mask, layout)
+        return Output(xhat, layout.sum_latents(active.sum(1)), layout.sum_tokens(fired), ehat)
 
-    specs = partition_specs(sae), TOKENS
-    return jax.shard_map(local, in_specs=specs, out_specs=(TOKENS, TOKENS, LATENTS))(sae, x)
-
-
-def dead_loss(sae: SAE, x, error, dead, k_aux: int):
-    """AuxK of x and error [B@data, d] over the latents that `dead` [n@latent] marks -> scalar."""
-    auxk = partial(auxk_loss, k_aux=k_aux, layout=SHARDED)
-    specs = partition_specs(sae), TOKENS, TOKENS, LATENTS
-    return jax.shard_map(auxk, in_specs=specs, out_specs=EVERYWHERE)(sae, x, error, dead)
+    args = (sae, x, chosen) if dead is None else (sae, x, chosen, dead)
+    specs = (partition_specs(sae), TOKENS, CHOSEN, LATENTS)[: len(args)]
+    out = Output(TOKENS, TOKENS, LATENTS, None if dead is None else TOKENS)
+    return _over_mesh(local, specs, out)(*args)
 
 
-def reconstruct_copies(sae: SAE, x, select: Products = "float32"):
+def reconstruct_copies(sae: SAE, x, how: Selection = EXACT):
     """Reconstruction [B, d] of x [B, d] that every device holds whole (for initialisation, before there is data)."""
-    layout = Layout(None, SHARDED.latent)
 
-    def local(sae, x):
-        return reconstruct(sae, *sparse_code(sae, x, layout, select), layout)
+    def local(layout, sae, x):
+        layout = Layout(None, layout.latent)
+        chosen = support(sae, x, layout, how)
+        return reconstruct(sae, sparse_code(sae, x, chosen, layout), chosen.indices, chosen.mask, layout)
 
-    return jax.shard_map(local, in_specs=(partition_specs(sae), EVERYWHERE), out_specs=EVERYWHERE)(sae, x)
+    return _over_mesh(local, (partition_specs(sae), EVERYWHERE), EVERYWHERE)(sae, x)
+
+
+def _over_mesh(local: Callable, in_specs: tuple, out_specs) -> Callable:
+    """local(layout, *args) on every device of the mesh around it."""
+    if jax.sharding.get_abstract_mesh().size > 1:
+        return jax.shard_map(partial(local, SHARDED), in_specs=in_specs, out_specs=out_specs)
+
+    # XLA:CPU keeps collectives of one device, each a copy of its operand; so there are none.
+    def run(*args):
+        out = local(ALONE, *jax.reshard(args, jax.tree.map(lambda _: P(), args)))
+        return jax.tree.map(lambda spec, part: jax.tree.map(lambda a: jax.reshard(a, spec), part), out_specs, out)
+
+    return run

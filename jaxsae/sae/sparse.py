@@ -1,11 +1,12 @@
-"""The sparse algebra of an autoencoder. B tokens, d width, n latents, k chosen latents a token.
+"""The sparse algebra of an autoencoder. B tokens, d width, n latents, c slots of a code, of which `slots` are in use.
 
 Everything after the choice of latents is one trilinear form,
 
-    F(W, v, g) = sum_bj v[b, j] <W[i[b, j]], g[b]>        W [n, d], v [B, k], g [B, d], i [B, k] indices
+    F(W, v, g) = sum_bj v[b, j] <W[i[b, j]], g[b]>        W [n, d], v [B, c], g [B, d], i [B, c] indices
 
 and its three partial derivatives: `decode` = dF/dg, `pick` = dF/dv, `spread` = dF/dW. Each is linear in what is left,
-so the gradient of one is the other two. None builds [B, n] or [B, k, d]. (Gao et al. 2024, appendix D.)
+so the gradient of one is the other two. None builds [B, n] or [B, c, d]: they go slot by slot, and stop behind the
+last slot that any token uses (a shard's share of k is far below k). (Gao et al. 2024, appendix D.)
 
 Inside shard_map every argument must vary over the same mesh axes (`Layout.vary` does that at the call site): a
 custom_vjp's cotangents take the types of its inputs, so nothing here may sum over the mesh.
@@ -19,31 +20,26 @@ from jaxsae.precision import matmul
 
 
 @jax.custom_vjp
-def decode(W, v, i):
-    """sum_j v[b, j] W[i[b, j]]: W [n, d], v [B, k], i [B, k] -> [B, d]."""
-
-    def add(out, slot):
-        v, i = slot
-        return out + v[:, None] * W[i], None
-
+def decode(W, v, i, slots):
+    """sum_j v[b, j] W[i[b, j]]: W [n, d], v [B, c], i [B, c] -> [B, d]."""
+    v, i = v.T, i.T
+    add = lambda j, out: out + v[j][:, None] * W[i[j]]
     # zeros_like(W, shape=...) inherits W's mesh axes, which plain zeros would not have.
-    return lax.scan(add, jnp.zeros_like(W, shape=(len(v), W.shape[1])), (v.T, i.T))[0]
+    return lax.fori_loop(0, slots, add, jnp.zeros_like(W, shape=(v.shape[1], W.shape[1])))
 
 
-@jax.custom_vjp
-def pick(W, i, g):
-    """<W[i[b, j]], g[b]>: W [n, d], i [B, k], g [B, d] -> [B, k]."""
-    return lax.map(lambda i: (W[i] * g).sum(-1), i.T).T
+def pick(W, i, g, slots):
+    """<W[i[b, j]], g[b]>, zero behind the slots in use: W [n, d], i [B, c], g [B, d] -> [B, c]."""
+    i = i.T
+    put = lambda j, out: out.at[j].set((W[i[j]] * g).sum(-1))
+    return lax.fori_loop(0, slots, put, jnp.zeros_like(g, shape=i.shape)).T
 
 
-def spread(W, v, i, g):
+def spread(W, v, i, g, slots):
     """Zeros like W [n, d] with v[b, j] g[b] added to row i[b, j]."""
-
-    def add(out, slot):
-        v, i = slot
-        return out.at[i].add(v[:, None] * g), None
-
-    return lax.scan(add, jnp.zeros_like(W), (v.T, i.T))[0]
+    v, i = v.T, i.T
+    add = lambda j, out: out.at[i[j]].add(v[j][:, None] * g)
+    return lax.fori_loop(0, slots, add, jnp.zeros_like(W))
 
 
 def tally(b, v, i):
@@ -52,33 +48,32 @@ def tally(b, v, i):
 
 
 decode.defvjp(
-    lambda W, v, i: (decode(W, v, i), (W, v, i)),
-    lambda r, g: (spread(r[0], r[1], r[2], g), pick(r[0], r[2], g), None),
-)
-pick.defvjp(
-    lambda W, i, g: (pick(W, i, g), (W, i, g)),
-    lambda r, v: (spread(r[0], v, r[1], r[2]), None, decode(r[0], v, r[1])),
+    lambda W, v, i, slots: (decode(W, v, i, slots), (W, v, i, slots)),
+    lambda r, g: (spread(r[0], r[1], r[2], g, r[3]), pick(r[0], r[2], g, r[3]), None, None),
 )
 
 
 @jax.custom_vjp
-def preactivations(W, b_enc, b_dec, i, x):
-    """<W[i], x - b_dec> + b_enc[i]: W [n, d], b_enc [n], b_dec [d], i [B, k], x [B, d] -> [B, k].
+def preactivations(W, b_enc, b_dec, i, x, slots, known=None):
+    """<W[i], x - b_dec> + b_enc[i]: W [n, d], b_enc [n], b_dec [d], i [B, c], x [B, d] -> [B, c].
 
+    `known` [B, c]: these numbers, where they are known already; they are not computed again.
     The gradient of b_dec is that of b_enc times -W: a matrix-vector product, where AD would decode a second time.
     """
-    return pick(W, i, x - b_dec) + b_enc[i]
+    return pick(W, i, x - b_dec, slots) + b_enc[i] if known is None else known
 
 
-def _preactivations_fwd(W, b_enc, b_dec, i, x):
-    return preactivations(W, b_enc, b_dec, i, x), (W, b_enc, b_dec, i, x)
+def _preactivations_fwd(W, b_enc, b_dec, i, x, slots, known):
+    return preactivations(W, b_enc, b_dec, i, x, slots, known), (W, b_enc, b_dec, i, x, slots, known)
 
 
 def _preactivations_bwd(residuals, v):
-    W, b_enc, b_dec, i, x = residuals
+    W, b_enc, b_dec, i, x, slots, known = residuals
     db_enc = tally(b_enc, v, i)
     # Where nothing trains x, its gradient is dead code and XLA drops it.
-    return spread(W, v, i, x - b_dec), db_enc, -matmul(db_enc, W), None, decode(W, v, i)
+    dx = decode(W, v, i, slots)
+    no_known = None if known is None else jnp.zeros_like(known)
+    return spread(W, v, i, x - b_dec, slots), db_enc, -matmul(db_enc, W), None, dx, None, no_known
 
 
 preactivations.defvjp(_preactivations_fwd, _preactivations_bwd)

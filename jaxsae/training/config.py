@@ -6,6 +6,7 @@ from typing import Literal
 
 from jaxsae.errors import BadInput
 from jaxsae.precision import Products
+from jaxsae.sae.select import Selection
 from jaxsae.sae.struct import Decoder, Normalise, Spec
 
 
@@ -25,12 +26,19 @@ class SAEConfig:
     """Subtract the decoder's bias from the input of the encoder."""
     select: Products = "float32"
     """Precision of the product that chooses latents; values and gradients are exact whatever it is."""
+    select_memory: float = 1.0
+    """Gigabytes per device that the pre-activations of all latents may take; beyond it they are made in blocks."""
 
     def __post_init__(self):
         if self.n < 1:
             raise BadInput(f"--sae.n is {self.n}: give at least 1 latent")
         if not 1 <= self.k <= self.n:
             raise BadInput(f"--sae.k is {self.k}: allowed is 1 to --sae.n, which is {self.n}")
+        if not 0 < self.select_memory < math.inf:
+            raise BadInput(f"--sae.select-memory is {self.select_memory}: give a positive number of gigabytes")
+
+    def selection(self) -> Selection:
+        return Selection(self.select, int(self.select_memory * 1e9))
 
     def spec(self) -> Spec:
         return Spec(self.activation, self.k, self.normalise, self.decoder, self.subtract_b_dec)
@@ -44,6 +52,8 @@ class TrainingConfig:
     """Tokens to train on; the last step may go over by less than a batch."""
     batch_size: int = 2048
     """Tokens per step."""
+    micro_batches: int = 1
+    """Parts that a batch is computed in, to save memory; the update is that of the whole batch."""
     lr: float | None = None
     """Learning rate; 2e-4 / sqrt(n / 2^14) unless given."""
     seed: int = 0
@@ -61,9 +71,14 @@ class TrainingConfig:
     """Devices along `data` and along `latent`; all on `data`, or on `latent` where the state needs it, unless given."""
 
     def __post_init__(self):
-        for name in ("tokens", "batch_size"):
+        for name in ("tokens", "batch_size", "micro_batches"):
             if getattr(self, name) < 1:
                 raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: give at least 1")
+        if self.batch_size % self.micro_batches:
+            raise BadInput(
+                f"--batch-size {self.batch_size} does not divide into --micro-batches {self.micro_batches}: "
+                f"give a multiple of {self.micro_batches}"
+            )
         if self.ema is not None and not 0 <= self.ema < 1:
             raise BadInput(f"--ema is {self.ema}: allowed is 0 (off) up to, not including, 1")
         if self.lr is not None and not 0 < self.lr < math.inf:

@@ -23,7 +23,7 @@ def _make(sample, sae: SAEConfig, training: TrainingConfig) -> TrainState:
     spec = sae.spec()
     key, weights_key = jax.random.split(jax.random.key(training.seed))
     sample = normalise(sample, spec.normalise)[0]
-    run = partial(reconstruct_copies, select=sae.select)
+    run = partial(reconstruct_copies, how=sae.selection())
     params = initialise(weights_key, spec, sae.n, geometric_median(sample), run, P("latent", None))
     return TrainState(
         params=params,

@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxsae.sae.normalise import normalise
-from jaxsae.sae.sharded import autoencode, dead_loss
 from jaxsae.sae.struct import SAE
-from jaxsae.training import objectives
 from jaxsae.training.config import SAEConfig, TrainingConfig
+from jaxsae.training.gradient import make_gradient
 from jaxsae.training.optimizer import ema_update
 
 # Idle tokens are counted up to here, far beyond any dead window, so that int32 cannot wrap.
@@ -60,43 +59,15 @@ def hyper(sae: SAEConfig, training: TrainingConfig) -> Hyper:
     return Hyper(training.learning_rate(sae.n), training.auxk_coef, training.dead_window())
 
 
-def make_loss(sae: SAEConfig, training: TrainingConfig, k_aux: int):
-    """loss(params, batch, dead, mse_scale, auxk_coef, with_auxk) -> (loss, (metrics, firing counts [n]))."""
-    fidelity = objectives.get(training.objective)
-
-    def loss(params, batch, dead, mse_scale, auxk_coef, with_auxk: bool):
-        x, y = batch
-        xhat, l0, fired = autoencode(params, x, sae.select)
-        total, metrics = fidelity(xhat, y, mse_scale)
-        aux = jnp.zeros_like(total)
-        if with_auxk:
-            aux = dead_loss(params, x, y - xhat, dead, k_aux)
-            total = total + auxk_coef * aux
-        error, variance = jnp.mean((y - xhat) ** 2), jnp.mean((y - y.mean(0)) ** 2)
-        metrics |= {"loss": total, "auxk": aux, "l0": l0.mean(), "nmse": error / variance}
-        return total, (metrics, fired)
-
-    return loss
-
-
 def make_step(sae: SAEConfig, training: TrainingConfig, optimizer, k_aux: int):
     """step(state, x, hyper) -> (state, metrics) for x [B@data, d] in the units of its source; to be jitted."""
-    loss = make_loss(sae, training, k_aux)
-
-    def gradient(with_auxk):
-        return lambda *args: jax.value_and_grad(loss, has_aux=True)(*args, with_auxk)
+    gradient = make_gradient(sae, training, k_aux)
 
     def step(state: TrainState, x, hyper: Hyper):
         x, _, _ = normalise(x, sae.normalise)
-        batch = x, x
         # AuxK sees the counters from before the step, so that neither the mesh nor micro-batches change it.
         dead = state.idle >= hyper.dead_window
-        args = state.params, batch, dead, state.mse_scale, hyper.auxk_coef
-        if training.auxk_coef == 0:
-            (_, (metrics, fired)), grads = gradient(False)(*args)
-        else:
-            # The choice is around the whole gradient: where nothing is dead, not even zeros are added.
-            (_, (metrics, fired)), grads = jax.lax.cond(dead.any(), gradient(True), gradient(False), *args)
+        grads, metrics, fired = gradient(state.params, (x, x), dead, state.mse_scale, hyper.auxk_coef)
         updates, opt = optimizer.update(grads, state.opt, state.params, lr=hyper.lr)
         params = optax.apply_updates(state.params, updates)
         idle = jnp.where(fired > 0, 0, jnp.minimum(state.idle + len(x), IDLE_CAP))

@@ -24,28 +24,30 @@ def test_products_equal_numpy(problem):
     W, v, g, i = (np.asarray(problem[a]) for a in "Wvgi")
     ours = {a: problem[a] for a in "Wvgi"}
     np.testing.assert_allclose(
-        sparse.decode(ours["W"], ours["v"], ours["i"]), np.einsum("bk,bkd->bd", v, W[i]), atol=1e-14
+        sparse.decode(ours["W"], ours["v"], ours["i"], k), np.einsum("bk,bkd->bd", v, W[i]), atol=1e-14
     )
     np.testing.assert_allclose(
-        sparse.pick(ours["W"], ours["i"], ours["g"]), np.einsum("bkd,bd->bk", W[i], g), atol=1e-14
+        sparse.pick(ours["W"], ours["i"], ours["g"], k), np.einsum("bkd,bd->bk", W[i], g), atol=1e-14
     )
     want = np.zeros_like(W)
     np.add.at(want, i, v[..., None] * g[:, None])
-    np.testing.assert_allclose(sparse.spread(*(ours[a] for a in "Wvig")), want, atol=1e-14)
+    np.testing.assert_allclose(sparse.spread(*(ours[a] for a in "Wvig"), k), want, atol=1e-14)
     counts = np.zeros(n)
     np.add.at(counts, i, v)
     np.testing.assert_allclose(sparse.tally(problem["b"], ours["v"], ours["i"]), counts, atol=1e-14)
 
 
 PLAIN = {
-    "decode": lambda p: (lambda W, v: sparse.decode(W, v, p["i"]), lambda W, v: jnp.einsum("bk,bkd->bd", v, W[p["i"]])),
-    "pick": lambda p: (lambda W, g: sparse.pick(W, p["i"], g), lambda W, g: jnp.einsum("bkd,bd->bk", W[p["i"]], g)),
+    "decode": lambda p: (
+        lambda W, v: sparse.decode(W, v, p["i"], k),
+        lambda W, v: jnp.einsum("bk,bkd->bd", v, W[p["i"]]),
+    ),
     "preactivations": lambda p: (
-        lambda W, b, c, x: sparse.preactivations(W, b, c, p["i"], x),
+        lambda W, b, c, x: sparse.preactivations(W, b, c, p["i"], x, k),
         lambda W, b, c, x: jnp.einsum("bkd,bd->bk", W[p["i"]], x - c) + b[p["i"]],
     ),
 }
-ARGUMENTS = {"decode": "W v", "pick": "W g", "preactivations": "W b b_dec g"}
+ARGUMENTS = {"decode": "W v", "preactivations": "W b b_dec g"}
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -58,3 +60,22 @@ def test_gradients_equal_ad(problem, name):
     cotangent = jax.random.normal(jax.random.key(9), value.shape, value.dtype)
     for a, b in zip(back(cotangent), plain_back(cotangent), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-13)
+
+
+def test_slots_behind_the_last_in_use_are_left_alone(problem):
+    W, v, g, i = (problem[a] for a in "Wvgi")
+    cut = jnp.where(jnp.arange(k) < 2, v, 0)
+    np.testing.assert_allclose(sparse.decode(W, v, i, 2), sparse.decode(W, cut, i, k), atol=1e-14)
+    np.testing.assert_allclose(sparse.spread(W, v, i, g, 2), sparse.spread(W, cut, i, g, k), atol=1e-14)
+    picked = sparse.pick(W, i, g, 2)
+    np.testing.assert_allclose(picked[:, :2], sparse.pick(W, i, g, k)[:, :2], atol=1e-14)
+    assert (picked[:, 2:] == 0).all()
+
+
+def test_known_preactivations_have_the_same_gradient(problem):
+    W, v, g, b, b_dec, i = (problem[a] for a in ("W", "v", "g", "b", "b_dec", "i"))
+    known = sparse.preactivations(W, b, b_dec, i, g, k)
+    run = lambda *given: jax.vjp(lambda W, b, c: sparse.preactivations(W, b, c, i, g, k, *given), W, b, b_dec)
+    (value, back), (again, back_again) = run(), run(known)
+    np.testing.assert_array_equal(value, again)
+    jax.tree.map(np.testing.assert_array_equal, back(v), back_again(v))

@@ -9,12 +9,14 @@ import pytest
 
 from conftest import MESHES
 from jaxsae.mesh import make_mesh, shardings
+from jaxsae.sae import auxk, select
 from jaxsae.sae.layout import TOKENS
 from jaxsae.sae.struct import Spec
 from jaxsae.training.config import SAEConfig, TrainingConfig
+from jaxsae.training.gradient import make_gradient
 from jaxsae.training.optimizer import make_optimizer
 from jaxsae.training.start import abstract_state
-from jaxsae.training.step import hyper, make_loss, make_step
+from jaxsae.training.step import hyper, make_step
 from sae import dense
 
 B, d, n, k, k_aux = 32, 12, 64, 5, 8
@@ -28,26 +30,49 @@ def problem(dead_share, dtype=jnp.float64):
     return sae, x, dead
 
 
-def compiled_loss(mesh, sae, x, dead, with_auxk=True):
-    loss = make_loss(SAEConfig(n, k, normalise="none"), TrainingConfig(), k_aux)
-    grad = jax.value_and_grad(lambda p, x, dead: loss(p, (x, x), dead, 0.7, 1 / 32, with_auxk), has_aux=True)
+def compiled_gradient(mesh, sae, x, dead, memory=1.0, **training):
+    config = SAEConfig(n, k, normalise="none", select_memory=memory)
+    gradient = make_gradient(config, TrainingConfig(batch_size=B, **training), k_aux)
     with jax.set_mesh(mesh):
         args = dense.placed(mesh, sae, x, dead)
-        return jax.jit(grad).lower(*args).compile(), args
+        return jax.jit(lambda p, x, dead: gradient(p, (x, x), dead, 0.7, 1 / 32)).lower(*args).compile(), args
+
+
+def check(run, args, sae, x, dead):
+    """Loss, gradient and counts are those of the dense reference."""
+    grads, metrics, fired = run(*args)
+    want, want_grads = jax.value_and_grad(dense.loss)(sae, x, dead, 0.7, 1 / 32, k_aux)
+    z = dense.code(sae, x)
+    error = dense.reconstruct(sae, z) - x
+    np.testing.assert_allclose(metrics["loss"], want, rtol=1e-12)
+    np.testing.assert_allclose(metrics["nmse"], (error**2).mean() / ((x - x.mean(0)) ** 2).mean(), rtol=1e-12)
+    np.testing.assert_array_equal(fired, (z > 0).sum(0))
+    np.testing.assert_allclose(metrics["l0"], (z > 0).sum(1).mean(), rtol=1e-12)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), grads, want_grads)
 
 
 @pytest.mark.parametrize("dead_share", [0.0, 0.08, 0.9, 1.0])
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_loss_and_gradients_equal_dense(x64, mesh, dead_share):
     sae, x, dead = problem(dead_share)
-    run, args = compiled_loss(make_mesh(*mesh), sae, x, dead)
-    (value, (metrics, fired)), grads = run(*args)
-    want, want_grads = jax.value_and_grad(dense.loss)(sae, x, dead, 0.7, 1 / 32, k_aux)
-    z = dense.code(sae, x)
-    np.testing.assert_allclose(value, want, rtol=1e-12)
-    np.testing.assert_array_equal(fired, (z > 0).sum(0))
-    np.testing.assert_allclose(metrics["l0"], (z > 0).sum(1).mean(), rtol=1e-12)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), grads, want_grads)
+    check(*compiled_gradient(make_mesh(*mesh), sae, x, dead), sae, x, dead)
+
+
+@pytest.mark.parametrize("dead_share", [0.0, 0.9])
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 4), (1, 8)], ids=str)
+def test_blocks_of_latents_do_not_show(x64, monkeypatch, mesh, dead_share):
+    sae, x, dead = problem(dead_share)
+    monkeypatch.setattr(select, "TILE", 3)
+    monkeypatch.setattr(auxk, "ROWS", 4)
+    check(*compiled_gradient(make_mesh(*mesh), sae, x, dead, memory=1e-9), sae, x, dead)
+
+
+@pytest.mark.parametrize("dead_share", [0.0, 0.3])
+@pytest.mark.parametrize("pieces", [2, 4])
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 4), (8, 1)], ids=str)
+def test_micro_batches_do_not_show(x64, mesh, pieces, dead_share):
+    sae, x, dead = problem(dead_share)
+    check(*compiled_gradient(make_mesh(*mesh), sae, x, dead, micro_batches=pieces), sae, x, dead)
 
 
 def collectives(text):

@@ -5,7 +5,7 @@ The ReLU makes latents non-negative where a token has fewer than k positive pre-
 
 import jax
 
-from jaxsae.sae.activations.interface import Activation
+from jaxsae.sae.activations.interface import Activation, Support
 
 
 def _init(key, n):
@@ -13,9 +13,10 @@ def _init(key, n):
     return {}
 
 
-def _support(z, extra, spec, layout):
+def _support(top, extra, spec, layout):
     del extra
-    return layout.top(z, spec.k)
+    z, i = top(spec.k)
+    return Support(z, i, layout.among_largest(z, spec.k))
 
 
 def _value(p, spec):
