@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxsae.sae import auxk
 from jaxsae.sae.activations.interface import Support
 from jaxsae.sae.forward import reconstruct, sparse_code
-from jaxsae.sae.layout import ALONE, DATA, EVERYWHERE, LATENT, LATENTS, SHARDED, TOKENS, Layout
+from jaxsae.sae.layout import DATA, EVERYWHERE, LATENT, LATENTS, TOKENS, Layout
 from jaxsae.sae.select import EXACT, Selection, support
 from jaxsae.sae.struct import SAE, partition_specs
 
@@ -72,12 +72,13 @@ def reconstruct_copies(sae: SAE, x, how: Selection = EXACT):
 
 def _over_mesh(local: Callable, in_specs: tuple, out_specs) -> Callable:
     """local(layout, *args) on every device of the mesh around it."""
-    if jax.sharding.get_abstract_mesh().size > 1:
-        return jax.shard_map(partial(local, SHARDED), in_specs=in_specs, out_specs=out_specs)
-
-    # XLA:CPU keeps collectives of one device, each a copy of its operand; so there are none.
-    def run(*args):
-        out = local(ALONE, *jax.reshard(args, jax.tree.map(lambda _: P(), args)))
-        return jax.tree.map(lambda spec, part: jax.tree.map(lambda a: jax.reshard(a, spec), part), out_specs, out)
-
-    return run
+    # Axes of one device are left out: XLA:CPU keeps their collectives, each a copy of its operand.
+    shape = jax.sharding.get_abstract_mesh().shape
+    kept = {axis for axis in (DATA, LATENT) if shape[axis] > 1}
+    layout = Layout(*(axis if axis in kept else None for axis in (DATA, LATENT)))
+    strip = lambda specs: jax.tree.map(lambda spec: P(*(axis if axis in kept else None for axis in spec)), specs)
+    put = lambda specs, args: jax.tree.map(lambda s, part: jax.tree.map(lambda a: jax.reshard(a, s), part), specs, args)
+    inside = partial(local, layout)
+    if kept:
+        inside = jax.shard_map(inside, in_specs=strip(in_specs), out_specs=strip(out_specs))
+    return lambda *args: put(out_specs, inside(*put(strip(in_specs), args)))

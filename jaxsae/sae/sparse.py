@@ -39,7 +39,9 @@ def spread(W, v, i, g, slots):
     """Zeros like W [n, d] with v[b, j] g[b] added to row i[b, j]."""
     v, i = v.T, i.T
     add = lambda j, out: out.at[i[j]].add(v[j][:, None] * g)
-    return lax.fori_loop(0, slots, add, jnp.zeros_like(W))
+    # Zero, but XLA does not know it: it would share plain zeros between the two gradients, and copy them for each.
+    zero = jnp.minimum(jnp.abs(v[0, 0]), 0)
+    return lax.fori_loop(0, slots, add, jnp.broadcast_to(zero, W.shape))
 
 
 def tally(b, v, i):

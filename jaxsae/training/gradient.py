@@ -45,7 +45,7 @@ def make_gradient(sae: SAEConfig, training: TrainingConfig, k_aux: int) -> Calla
         chosen = choose(params, batch[0], how)
         without = lambda dead: derivative(params, batch, chosen, *coefficients)
         with_auxk = lambda dead: derivative(params, batch, chosen, *coefficients, dead)
-        return _if_any(dead, with_auxk, without)
+        return _if_dead(dead, coefficients, with_auxk, without)
 
     def in_pieces(params, batch, dead, *coefficients):
         batch = jax.tree.map(lambda a: _split(a, pieces), batch)
@@ -69,13 +69,7 @@ def make_gradient(sae: SAEConfig, training: TrainingConfig, k_aux: int) -> Calla
             e = lax.map(error, (batch, chosen))
             return total(dead, dead, ((e - e.mean((0, 1))) ** 2).sum())
 
-        return _if_any(dead, with_auxk, total)
-
-    def _if_any(dead, with_auxk, without):
-        if training.auxk_coef == 0:
-            return without(dead)
-        # The choice is around the whole gradient: where nothing is dead, not even zeros are added.
-        return lax.cond(dead.any(), with_auxk, without, dead)
+        return _if_dead(dead, coefficients, with_auxk, total)
 
     def gradient(params, batch, dead, mse_scale, auxk_coef):
         grads, (metrics, fired) = (whole if pieces == 1 else in_pieces)(params, batch, dead, mse_scale, auxk_coef)
@@ -83,6 +77,15 @@ def make_gradient(sae: SAEConfig, training: TrainingConfig, k_aux: int) -> Calla
         return grads, metrics | {"nmse": metrics.pop("error") / jnp.mean((y - y.mean(0)) ** 2)}, fired
 
     return gradient
+
+
+def _if_dead(dead, coefficients, with_auxk: Callable, without: Callable):
+    """The choice is around the whole gradient: where nothing is dead or AuxK is off, not even zeros are added.
+
+    It is also a fence: without one XLA copies the weights, lest the optimizer change them while a loop reads them.
+    """
+    _, auxk_coef = coefficients
+    return lax.cond(dead.any() & (auxk_coef > 0), with_auxk, without, dead)
 
 
 def _split(a, pieces: int):

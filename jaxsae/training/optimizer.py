@@ -53,6 +53,13 @@ def unit_rows(W):
     return W / jnp.where(norm > 0, norm, 1)
 
 
+def norm(grads: SAE):
+    """The norm of all gradients together."""
+    # Behind a barrier, because XLA would write out squares that Adam needs too: an array as large as a gradient.
+    squares = lambda g: (jax.lax.optimization_barrier(g) ** 2).sum()
+    return jnp.sqrt(sum(squares(g) for g in jax.tree.leaves(grads)))
+
+
 def ema_update(ema: SAE, params: SAE, decay: float) -> SAE:
     """ema + (1 - decay) (params - ema), started from zeros (app. A.5)."""
     return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)

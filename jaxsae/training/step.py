@@ -17,7 +17,7 @@ from jaxsae.sae.normalise import normalise
 from jaxsae.sae.struct import SAE
 from jaxsae.training.config import SAEConfig, TrainingConfig
 from jaxsae.training.gradient import make_gradient
-from jaxsae.training.optimizer import ema_update
+from jaxsae.training.optimizer import ema_update, norm
 
 # Idle tokens are counted up to here, far beyond any dead window, so that int32 cannot wrap.
 IDLE_CAP = 1 << 30
@@ -71,7 +71,7 @@ def make_step(sae: SAEConfig, training: TrainingConfig, optimizer, k_aux: int):
         updates, opt = optimizer.update(grads, state.opt, state.params, lr=hyper.lr)
         params = optax.apply_updates(state.params, updates)
         idle = jnp.where(fired > 0, 0, jnp.minimum(state.idle + len(x), IDLE_CAP))
-        metrics |= {"dead_fraction": (idle >= hyper.dead_window).mean(), "grad_norm": optax.tree.norm(grads)}
+        metrics |= {"dead_fraction": (idle >= hyper.dead_window).mean(), "grad_norm": norm(grads)}
         state = replace(
             state,
             params=params,

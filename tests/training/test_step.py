@@ -112,3 +112,23 @@ def test_compiled_step_moves_and_sorts_only_what_the_design_allows(mesh):
         assert np.prod(shape) <= max(allowed), f"{op} moves {shape}"
     # No [B, k, d], which decoding by gathered rows would build.
     assert f"[{local},{k},{width}]" not in text and f"[{k},{local},{width}]" not in text
+
+
+@pytest.mark.parametrize("auxk_coef", [0.0, 1 / 32])
+@pytest.mark.parametrize("mesh", [(1, 1), (1, 4)], ids=str)
+def test_beyond_two_gradients_memory_does_not_grow_with_the_latents(mesh, auxk_coef):
+    tokens, width, k, k_aux, block = 64, 24, 6, 10, 128
+    grid, temporary = make_mesh(*mesh), []
+    for latents in (16384, 65536):
+        sae = SAEConfig(latents, k, select_memory=4e-9 * tokens * block)
+        training = TrainingConfig(tokens=100 * tokens, batch_size=tokens, auxk_coef=auxk_coef)
+        step = make_step(sae, training, make_optimizer(sae.decoder), k_aux)
+        x = jax.ShapeDtypeStruct((tokens, width), jnp.float32, sharding=shardings(grid, TOKENS))
+        with jax.set_mesh(grid):
+            state = abstract_state(width, grid, sae, training)
+            compiled = jax.jit(step, donate_argnums=0).lower(state, x, hyper(sae, training)).compile()
+        gradients = 2 * 4 * latents // mesh[1] * width
+        temporary.append(compiled.memory_analysis().temp_size_in_bytes - gradients)
+    # A few numbers for each latent (its bias, its row's norms, whether it is dead), but no third [n, d].
+    assert temporary[1] - temporary[0] < 4 * 12 * (65536 - 16384) // mesh[1]
+    assert temporary[0] < 4 * tokens * (8 * k * mesh[1] + 4 * block + 20 * width + 2 * auxk.ROWS) + 4 * 12 * 16384

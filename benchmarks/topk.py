@@ -1,0 +1,98 @@
+"""Ways to find the k largest of every row of [B, n], measured in turns in one process: which one should a GPU use?
+
+    python benchmarks/topk.py [--shape big wide] [--rounds 10] [--json] [--keep]
+
+plain       lax.top_k: the lower index first where values are equal
+unstable    lax.top_k(is_stable=False), where this version of JAX has it: a faster kernel on GPUs
+groups g    exact in two stages: the k largest of each of g groups of latents, then those of the candidates
+threshold   the k-th largest found bit by bit by counting, as AuxK does; it gives the threshold only
+"""
+
+import argparse
+import inspect
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from benchmarks import common
+
+
+def two_stages(z, k: int, groups: int):
+    """lax.top_k(z, k) for z [B, n], by way of the k largest of each of `groups` equal parts of a row."""
+    part = z.shape[1] // groups
+    v, i = lax.top_k(z.reshape(len(z), groups, part), min(k, part))
+    i = i + part * jnp.arange(groups, dtype=i.dtype)[:, None]
+    v, at = lax.top_k(v.reshape(len(z), -1), k)
+    return v, jnp.take_along_axis(i.reshape(len(z), -1), at, 1)
+
+
+def threshold(z, k: int):
+    """The k-th largest of each row of z [B, n], or 0 where that is negative, [B]."""
+
+    def set_bit(step, pattern):
+        higher = pattern | (jnp.ones_like(pattern) << (30 - step))
+        enough = (z >= lax.bitcast_convert_type(higher, z.dtype)[:, None]).sum(1) >= k
+        return jnp.where(enough, higher, pattern)
+
+    pattern = lax.fori_loop(0, 31, set_bit, jnp.zeros(len(z), jnp.int32))
+    return lax.bitcast_convert_type(pattern, z.dtype)
+
+
+def variants(shape: common.Shape) -> dict:
+    k = shape.k
+    found = {"plain": partial(lax.top_k, k=k)}
+    if "is_stable" in inspect.signature(lax.top_k).parameters:
+        found["unstable"] = partial(lax.top_k, k=k, is_stable=False)
+    found |= {f"groups {g}": partial(two_stages, k=k, groups=g) for g in (8, 32, 128) if shape.n % g == 0}
+    return found | {"threshold": partial(threshold, k=k)}
+
+
+def measure(name: str, rounds: int) -> list[dict]:
+    """A row for each way at a shape; each is held against NumPy first."""
+    shape = common.SHAPES[name]
+    z = jax.random.normal(jax.random.key(0), (shape.B, shape.n))
+    want = -np.sort(-np.asarray(z[:8]), 1)[:, : shape.k]
+    calls = {}
+    for way, run in variants(shape).items():
+        run = jax.jit(run)
+        out = run(z)
+        least = out if way == "threshold" else -np.sort(-np.asarray(out[0]), 1)
+        np.testing.assert_array_equal(least[:8], want[:, -1] if way == "threshold" else want)
+        calls[way] = lambda run=run: jax.block_until_ready(run(z))
+    seconds = common.in_turns(calls, rounds)
+    plain = min(seconds["plain"])
+    return [
+        {"shape": name, "way": way, "ms": 1e3 * min(s), "to_plain": min(s) / plain, "rounds": rounds}
+        for way, s in seconds.items()
+    ]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", nargs="+", choices=common.SHAPES, default=["small", "big"])
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--json", action="store_true", help="one object a line")
+    parser.add_argument("--keep", action="store_true", help="write benchmarks/results/topk-*.json")
+    args = parser.parse_args()
+    device = jax.devices()[0]
+    for name in args.shape:
+        rows = measure(name, args.rounds)
+        for row in rows:
+            print(
+                json.dumps(row) if args.json else f"{name:<7}{row['way']:<12}{row['ms']:9.2f} ms{row['to_plain']:8.2f}"
+            )
+        if args.keep:
+            facts = common.manifest() | {"jax": jax.__version__, "device": device.device_kind}
+            common.keep(f"topk-{name}-{device.device_kind.replace(' ', '-').lower()}", facts, rows)
+
+
+if __name__ == "__main__":
+    main()
