@@ -68,6 +68,8 @@ def make_step(sae: SAEConfig, training: TrainingConfig, optimizer, k_aux: int):
         # AuxK sees the counters from before the step, so that neither the mesh nor micro-batches change it.
         dead = state.idle >= hyper.dead_window
         grads, metrics, fired = gradient(state.params, (x, x), dead, state.mse_scale, hyper.auxk_coef)
+        # Else XLA moves parts of the update into both branches of the gradient, with arrays as large as it is.
+        grads = jax.lax.optimization_barrier(grads)
         updates, opt = optimizer.update(grads, state.opt, state.params, lr=hyper.lr)
         params = optax.apply_updates(state.params, updates)
         idle = jnp.where(fired > 0, 0, jnp.minimum(state.idle + len(x), IDLE_CAP))
