@@ -11,6 +11,7 @@ import tyro
 from jaxsae.data.config import DataConfig
 from jaxsae.errors import BadInput
 from jaxsae.lm.config import LMConfig
+from jaxsae.processes import DistributedConfig
 from jaxsae.training.config import SAEConfig, TrainingConfig
 from jaxsae.training.logs import LogConfig
 
@@ -33,6 +34,7 @@ class Config:
     sae: SAEConfig = field(default_factory=SAEConfig)
     training: Annotated[TrainingConfig, FLAT] = field(default_factory=TrainingConfig)
     log: Annotated[LogConfig, FLAT] = field(default_factory=LogConfig)
+    distributed: Annotated[DistributedConfig, FLAT] = field(default_factory=DistributedConfig)
 
     def __post_init__(self):
         if self.resume and self.run is None:
@@ -42,18 +44,30 @@ class Config:
 
 
 # What may differ when a run is resumed: none of it changes the result, but for float rounding on another mesh.
-FREE = {"run", "resume", "eval_tokens", "log", "data.cache", "training.mesh"}
+FREE = {
+    "run",
+    "resume",
+    "eval_tokens",
+    "log",
+    "data.cache",
+    "distributed",
+    "sae.select_memory",
+    "training.mesh",
+    "training.micro_batches",
+}
 
 
 def to_json(config: Config) -> str:
-    return json.dumps(dataclasses.asdict(config), indent=1) + "\n"
+    """What a run folder keeps: everything but how its processes were started, in which each of them differs."""
+    said = {name: value for name, value in dataclasses.asdict(config).items() if name != "distributed"}
+    return json.dumps(said, indent=1) + "\n"
 
 
 def from_json(path: Path) -> Config:
     """The configuration saved in a run folder. Raises BadInput where there is none."""
     try:
         said = json.loads(path.read_text())
-        parts = {f.name: said[f.name] for f in dataclasses.fields(Config)}
+        parts = {f.name: said[f.name] for f in dataclasses.fields(Config) if f.name != "distributed"}
         kinds = {"model": LMConfig, "data": DataConfig, "sae": SAEConfig, "training": TrainingConfig, "log": LogConfig}
         as_tuples = lambda d: {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
         parts |= {name: kind(**as_tuples(parts[name])) for name, kind in kinds.items()}
