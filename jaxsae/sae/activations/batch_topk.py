@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxsae.sae.activations.interface import Activation, Support
 from jaxsae.sae.threshold import reached_by
 
-MOST = 8
+MOST = 16
 # Steps over which the threshold is averaged.
 SPAN = 1000
 
