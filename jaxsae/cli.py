@@ -1,4 +1,8 @@
-"""The command `jaxsae`. Exit status: 0 done, 1 failed, 2 bad input, 130 or 143 interrupted and saved."""
+"""The command `jaxsae`. Exit status: 0 done, 1 failed, 2 bad input, 130 or 143 interrupted and saved.
+
+With --distributed each process has one, the same for all. Where one process dies, the others end with 1, or with 134
+where JAX notices first and aborts them.
+"""
 
 import errno
 import logging
@@ -11,8 +15,10 @@ from typing import Annotated
 
 import tyro
 
+from jaxsae import processes
 from jaxsae.config import FLAT, Config
 from jaxsae.errors import BadInput, Interrupted
+from jaxsae.processes import DistributedConfig
 
 Debug = Annotated[bool, tyro.conf.arg(help="Show tracebacks.")]
 
@@ -28,11 +34,15 @@ class Train:
     debug: Debug = False
 
     def __call__(self):
-        from jaxsae.run import default_folder, table, train
+        from jaxsae.folder import default_folder
+        from jaxsae.run import table, train
 
+        processes.start(self.config.distributed)
         config = replace(self.config, run=self.config.run or default_folder(self.config))
-        print(table(train(config)))
-        print(f"\nsaved in {config.run}: sae/, summary.json, training.png")
+        summary = train(config)
+        if processes.is_first():
+            print(table(summary))
+            print(f"\nsaved in {config.run}: sae/, summary.json, training.png")
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Eval:
     """Text sources, of which every twentieth document is used; those of the run unless given."""
     mesh: tuple[int, int] | None = None
     """Devices along `data` and along `latent`; chosen as in training unless given."""
+    distributed: Annotated[DistributedConfig, FLAT] = field(default_factory=DistributedConfig)
     debug: Debug = False
 
     def __post_init__(self):
@@ -56,7 +67,38 @@ class Eval:
     def __call__(self):
         from jaxsae.run import evaluate, table
 
-        print(table(evaluate(Path(self.folder), self.tokens, self.mesh, self.text)))
+        processes.start(self.distributed)
+        metrics = evaluate(Path(self.folder), self.tokens, self.mesh, self.text)
+        if processes.is_first():
+            print(table(metrics))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Say whether a run fits devices that need not be here, and how long its steps take at least.
+
+    With libtpu (pip install jaxsae[tpu]) the step is compiled for a TPU; else all is counted from formulas.
+    """
+
+    config: Annotated[Config, FLAT] = field(default_factory=Config)
+    topology: str | None = None
+    """Devices: v4, v5e, v5p, v6e or tpu7x with the shape of a slice (v5p:4x4x4), or GPUs by number and hosts (h100:8,
+    h100:2x8); those of this machine unless given."""
+    d_model: int | None = None
+    """Width of the activations; that of --activations or of the language model unless given."""
+    json: bool = False
+    """Print one JSON object."""
+    find_largest_n: bool = False
+    """Plan the largest --sae.n that fits."""
+    compile: bool = True
+    """Compile for TPUs where libtpu is installed."""
+    debug: Debug = False
+
+    def __call__(self):
+        from jaxsae.planning import command
+
+        plan = command.run(self.config, self.topology, self.d_model, self.find_largest_n, self.compile)
+        print(command.text(plan, self.json))
 
 
 def main(args: list[str] | None = None) -> int:
@@ -64,36 +106,41 @@ def main(args: list[str] | None = None) -> int:
     args = sys.argv[1:] if args is None else args
     debug = "--debug" in args
     if not debug:
-        # Orbax logs tracebacks of errors that it also raises.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        # Orbax, and asyncio for it, log tracebacks of errors that Orbax also raises.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     # While it trains, a run saves first (training/loop.py). Elsewhere this lets what is half written be tidied up.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        tyro.extras.subcommand_cli_from_dict({"train": Train, "eval": Eval}, args=args, prog="jaxsae")()
-        return 0
-    except Interrupted as stop:
-        print(f"jaxsae: {stop}", file=sys.stderr)
-        return stop.status
-    except KeyboardInterrupt:
-        # Outside the training loop there is nothing to save: checkpoints are written, or none is needed.
-        return _fail("interrupted", 130, debug)
-    except BadInput as error:
-        return _fail(str(error), 2, debug)
-    except Exception as error:
-        if _disk_is_full(error):
-            return _fail(
-                f"the disk is full: what was saved before is whole; free space and --resume ({error})", 2, debug
-            )
-        return _fail(f"{type(error).__name__}: {error}", 1, debug)
+        tyro.extras.subcommand_cli_from_dict({"train": Train, "eval": Eval, "plan": Plan}, args=args, prog="jaxsae")()
+        return processes.end(0)
+    except SystemExit as stop:
+        processes.end(stop.code if isinstance(stop.code, int) else 1, stop)
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        status, message = _explain(error)
+        if debug and not isinstance(error, Interrupted):
+            traceback.print_exc()
+        print(f"jaxsae: {processes.name()}{' '.join(message.split())}", file=sys.stderr)
+        return processes.end(status, error)
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _fail(message: str, status: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    print(f"jaxsae: {' '.join(message.split())}", file=sys.stderr)
-    return status
+def _explain(error: BaseException) -> tuple[int, str]:
+    """The exit status of what ended a command, and what to say of it."""
+    if isinstance(error, Interrupted):
+        return error.status, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        # Outside the training loop there is nothing to save: checkpoints are written, or none is needed.
+        return 130, "interrupted"
+    if isinstance(error, BadInput):
+        return 2, str(error)
+    if _disk_is_full(error):
+        return 2, f"the disk is full: what was saved before is whole; free space and --resume ({error})"
+    if processes.is_loss(error):
+        return 1, f"another process is gone, so this one ends: see what it said; then start all with --resume ({error})"
+    return 1, f"{type(error).__name__}: {error}"
 
 
 def _disk_is_full(error: BaseException | None) -> bool:

@@ -14,20 +14,38 @@ from jaxsae.errors import BadInput
 
 
 def make_mesh(data: int, latent: int) -> jax.sharding.Mesh:
-    """A mesh of data x latent devices. Raises BadInput where there are not so many."""
+    """A mesh of data x latent devices. Raises BadInput where there are not so many, or where a process has none."""
     devices = jax.devices()
     if data < 1 or latent < 1 or data * latent > len(devices):
         raise BadInput(
             f"--mesh {data} {latent} asks for {data * latent} devices: here are {len(devices)}, "
             f"so give two positive numbers with a product of at most {len(devices)}"
         )
-    return jax.make_mesh((data, latent), ("data", "latent"), devices=devices[: data * latent])
+    mesh = jax.make_mesh((data, latent), ("data", "latent"), devices=devices[: data * latent])
+    if missing := sorted({d.process_index for d in devices} - {d.process_index for d in mesh.devices.flat}):
+        raise BadInput(
+            f"a mesh of {data} x {latent} leaves process {', '.join(map(str, missing))} without a device: give --mesh "
+            f"with a product of {len(devices)} and a --batch-size that divides, or start fewer processes"
+        )
+    return mesh
 
 
 def shardings(mesh: jax.sharding.Mesh, specs):
     """A pytree of PartitionSpecs as NamedShardings on `mesh`."""
     leaf = lambda x: isinstance(x, PartitionSpec)
     return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=leaf)
+
+
+def replicate(tree, mesh: jax.sharding.Mesh):
+    """A pytree of host or local arrays on every device of `mesh`; every process brings the same."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def copy(a):
+        # device_put would, where there are several processes, gather all of their copies to compare them.
+        host = np.asarray(a)
+        return jax.make_array_from_callback(host.shape, everywhere, lambda index: host[index])
+
+    return jax.tree.map(copy, tree)
 
 
 def place(read: Callable[[int, int], np.ndarray], shape: tuple[int, ...], dtype, sharding: NamedSharding) -> jax.Array:

@@ -1,30 +1,26 @@
 """One run from its configuration: compose data, model and training, write the run folder, evaluate."""
 
 import dataclasses
-import json
-import subprocess
-import sys
-import time
 from contextlib import ExitStack
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from jaxsae import __version__, atomic
+from jaxsae import __version__, processes
 from jaxsae import config as configs
+from jaxsae import folder as folders
 from jaxsae.config import Config
 from jaxsae.data.activations import Batches, Plan
 from jaxsae.data.config import DataConfig
 from jaxsae.errors import BadInput
 from jaxsae.evals.report import evaluate as evaluate_saes
+from jaxsae.folder import CONFIG, EVAL, SUMMARY
 from jaxsae.lm.config import LMConfig
-from jaxsae.mesh import shardings
 from jaxsae.sae import files as sae_files
 from jaxsae.sae.auxk import default_k_aux
-from jaxsae.sae.struct import SAE, partition_specs
+from jaxsae.sae.struct import SAE
 from jaxsae.setting import Setting, make_setting
 from jaxsae.training.checkpoint import Checkpoints
 from jaxsae.training.config import SAEConfig, TrainingConfig
@@ -35,21 +31,23 @@ from jaxsae.training.plot import plot
 from jaxsae.training.start import abstract_state, first_state
 from jaxsae.training.step import TrainState, hyper, make_step
 
-CONFIG, MANIFEST, SUMMARY, EVAL = "config.json", "manifest.json", "summary.json", "eval.json"
-
 
 def train(config: Config) -> dict:
-    """Train, export, evaluate: the whole run folder; returns its summary. Raises BadInput, Interrupted or Diverged."""
-    config = dataclasses.replace(config, run=config.run or default_folder(config))
+    """Train, export, evaluate: the whole run folder; returns its summary. Raises BadInput, Interrupted or Diverged.
+
+    Where there are several processes, all of them call this and the first one writes.
+    """
+    processes.start(config.distributed)
+    config = dataclasses.replace(config, run=config.run or folders.default_folder(config))
     folder = Path(config.run)
-    _check_folder(folder, config)
-    check_packages(config.log)
-    setting = make_setting(config)
-    _check_data(folder, setting)
+    folders.check(folder, config)
+    processes.on_each(partial(check_packages, config.log))
+    setting = processes.on_each(partial(make_setting, config))
+    folders.check_data(folder, setting.source.fingerprint)
     training, size = config.training, config.training.batch_size
     plan = Plan.of(size, setting.source.rows, setting.mesh.shape["data"], config.data.chunk)
     batches = Batches(setting.source, plan, setting.mesh, training.seed)
-    _write_facts(folder, config, setting)
+    folders.write_facts(folder, config, setting.mesh, setting.source.fingerprint)
     k_aux = default_k_aux(setting.source.width) if training.k_aux is None else training.k_aux
     k_aux = min(k_aux, config.sae.n)
     step = make_step(config.sae, training, make_optimizer(config.sae.decoder), k_aux)
@@ -72,14 +70,15 @@ def train(config: Config) -> dict:
         rate = (training.steps - start) * size / seconds
     else:  # trained before: what its summary says, or the last row of its log where a kill came before the summary
         rows = read_metrics(folder / METRICS) or [{}]
-        rate = _read(folder / SUMMARY).get("tokens_per_second", rows[-1].get("tokens_per_second"))
+        rate = folders.read(folder / SUMMARY).get("tokens_per_second", rows[-1].get("tokens_per_second"))
     return _finish(folder, config, setting, state, rate)
 
 
 def evaluate(folder: Path, tokens: int, mesh: tuple[int, int] | None = None, text: tuple[str, ...] = ()) -> dict:
     """Evaluate a run's newest checkpoint, or an exported autoencoder; writes eval.json beside it.
 
-    On held-out tokens of the text that it was trained on, or of another.
+    On held-out tokens of the text that it was trained on, or of another. Where there are several processes, all of them
+    call this and the first one writes.
     """
     is_run = (folder / "checkpoints").is_dir()
     config = configs.from_json(folder / CONFIG) if is_run else _config_of_export(folder)
@@ -88,24 +87,26 @@ def evaluate(folder: Path, tokens: int, mesh: tuple[int, int] | None = None, tex
         data=dataclasses.replace(config.data, text=text or config.data.text),
         training=dataclasses.replace(config.training, mesh=mesh),
     )
-    setting = make_setting(config)
+    setting = processes.on_each(partial(make_setting, config))
     if is_run:
         metrics, by_position = _measure(config, setting, _newest(folder, config, setting), tokens)
-        metrics["tokens_per_second"] = _read(folder / SUMMARY).get("tokens_per_second")
+        metrics["tokens_per_second"] = folders.read(folder / SUMMARY).get("tokens_per_second")
     else:
-        about, sae = sae_files.describe(folder), sae_files.load(folder)
-        saes = {"": jax.device_put(sae, shardings(setting.mesh, partition_specs(sae)))}
+        about, saes = sae_files.describe(folder), {"": sae_files.load(folder, setting.mesh)}
         metrics, by_position = _measure_saes(config, setting, saes, about["mse_scale"], about["steps"], tokens)
         metrics["dead_fraction"] = about["dead_fraction"]
-    if jax.process_index() == 0:
-        _write(folder / EVAL, {**metrics, **by_position})
+    processes.on_first(lambda: folders.write(folder / EVAL, {**metrics, **by_position}))
     return {**metrics, **by_position}
 
 
 def _newest(folder: Path, config: Config, setting: Setting) -> TrainState:
-    """The state of a run's newest checkpoint. The run may be training: nothing in its folder is touched."""
+    """The state of a run's newest checkpoint, without its optimizer.
+
+    The run may be training: nothing in its folder is touched.
+    """
+    like = abstract_state(setting.source.width, setting.mesh, config.sae, config.training)
     with Checkpoints(folder / "checkpoints", config.log.keep_checkpoints, tidy=False) as checkpoints:
-        state = checkpoints.restore(abstract_state(setting.source.width, setting.mesh, config.sae, config.training))
+        state = checkpoints.restore(dataclasses.replace(like, opt=None))
     if state is None:
         raise BadInput(f"{folder} has no checkpoint yet: train it first")
     return state
@@ -122,7 +123,7 @@ def _config_of_export(folder: Path) -> Config:
     return Config(
         model=LMConfig(about["lm"] or "embedded", about["hook"], process_weights=about["process_weights"]),
         data=DataConfig(text, activations=about["activations"], context=about["context"]),
-        sae=SAEConfig(n=about["n"], **about["spec"]),
+        sae=SAEConfig(n=about["n"], **configs.with_tuples(about["spec"])),
         training=TrainingConfig(**{name: about[name] for name in training}),
     )
 
@@ -141,90 +142,20 @@ def table(metrics: dict) -> str:
     return "\n".join(lines)
 
 
-def default_folder(config: Config) -> str:
-    """The run folder of a configuration that names none."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return f"runs/{stamp}-{config.sae.activation}-n{config.sae.n}-k{config.sae.k}"
-
-
-def _check_folder(folder: Path, config: Config):
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise BadInput(f"--run {folder} is a file: give a folder that is not there yet")
-    if not any(folder.iterdir()):
-        return
-    if not config.resume:
-        raise BadInput(f"--run {folder} exists: give another folder, or --resume to go on with it")
-    if not (folder / CONFIG).exists():
-        raise BadInput(f"--run {folder} is not a run, it has no {CONFIG}: give another folder")
-    if changed := configs.differences(configs.from_json(folder / CONFIG), config):
-        raise BadInput(
-            f"--resume with another configuration than {folder} was started with: {'; '.join(changed)}; "
-            "give the same flags, or another --run"
-        )
-
-
-def _check_data(folder: Path, setting: Setting):
-    """Raises BadInput where a run that is gone on with was started on other data or another model."""
-    was = _read(folder / MANIFEST).get("data_fingerprint")
-    if was not in (None, setting.source.fingerprint):
-        raise BadInput(
-            f"--resume with other data than {folder} was started with: the fingerprint of text, tokenizer and model "
-            f"was {was}, not {setting.source.fingerprint}; bring back the old ones, or give another --run"
-        )
-
-
-def _write_facts(folder: Path, config: Config, setting: Setting):
-    """config.json as the run was started, manifest.json as it runs now."""
-    if jax.process_index() != 0:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / CONFIG).exists():
-        atomic.write_text(folder / CONFIG, configs.to_json(config))
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    device = jax.devices()[0]
-    _write(
-        folder / MANIFEST,
-        {
-            "jaxsae": __version__,
-            "python": sys.version.split()[0],
-            **{name: metadata.version(name) for name in packages},
-            "platform": device.platform,
-            "device_kind": device.device_kind,
-            "device_count": jax.device_count(),
-            "process_count": jax.process_count(),
-            "mesh": dict(setting.mesh.shape),
-            "git_commit": _git_commit(),
-            "seed": config.training.seed,
-            "data_fingerprint": setting.source.fingerprint,
-        },
-    )
-
-
-def _git_commit() -> str | None:
-    """The commit of the code that runs, where it runs from a checkout of its own and there is git."""
-    package = Path(__file__).parent
-    try:
-        run = partial(subprocess.run, cwd=package, capture_output=True, text=True, check=True)
-        top, commit = run(["git", "rev-parse", "--show-toplevel", "HEAD"]).stdout.split()
-    except (OSError, subprocess.CalledProcessError, ValueError):
-        return None
-    # Installed inside somebody else's repository, that one's commit says nothing.
-    return commit if Path(top) == package.parent else None
-
-
 def _finish(folder: Path, config: Config, setting: Setting, state: TrainState, rate: float | None) -> dict:
     """Export, evaluate, summarise and draw a trained state."""
     summary, _ = _measure(config, setting, state, config.eval_tokens)
     summary["tokens_per_second"] = rate
     sae = _under(setting, partial(_exported, config), state)
-    if jax.process_index() == 0:
-        sae_files.save(sae, folder / "sae", _about(config, setting, float(state.mse_scale), summary))
-        _write(folder / SUMMARY, summary)
+    sae_files.save(sae, folder / "sae", _about(config, setting, float(state.mse_scale), summary))
+
+    def summarise():
+        folders.write(folder / SUMMARY, summary)
         where = f"{config.model.lm} {setting.hook}" if setting.lm else config.data.activations
         title = f"{config.sae.activation}, n {config.sae.n}, k {config.sae.k}, {where}"
         plot(folder / METRICS, folder / "training.png", title)
+
+    processes.on_first(summarise)
     return summary
 
 
@@ -243,7 +174,7 @@ def _exported(config: Config, state: TrainState) -> SAE:
 def _raw(state: TrainState) -> SAE:
     """The weights without EMA."""
     params = state.params
-    return params.replace(W_dec=unit_rows(params.W_dec)) if params.spec.decoder == "unit_norm" else params
+    return params.replace(W_dec=unit_rows(params.W_dec)) if params.spec.decoder != "free" else params
 
 
 def _measure(config: Config, setting: Setting, state: TrainState, tokens: int) -> tuple[dict, dict]:
@@ -260,7 +191,15 @@ def _measure(config: Config, setting: Setting, state: TrainState, tokens: int) -
 def _measure_saes(config: Config, setting: Setting, saes, mse_scale: float, step: int, tokens: int):
     """The flat metrics of autoencoders after `step` steps of training, and NMSE by position."""
     measured, by_position = evaluate_saes(
-        saes, setting.held_out, setting.mesh, tokens, mse_scale, setting.lm, setting.hook, config.sae.select
+        saes,
+        setting.held_out,
+        setting.mesh,
+        tokens,
+        mse_scale,
+        setting.lm,
+        setting.hook,
+        config.sae.selection(),
+        quiet=not processes.is_first(),
     )
     trained = step * config.training.batch_size
     n, d, k = config.sae.n, setting.source.width, config.sae.k
@@ -301,11 +240,3 @@ def _about(config: Config, setting: Setting, mse_scale: float, summary: dict) ->
         "dead_fraction": summary["dead_fraction"],
         "jaxsae": __version__,
     }
-
-
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _write(path: Path, facts: dict):
-    atomic.write_text(path, json.dumps(facts, indent=1) + "\n")

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from jaxsae import lm as lms
 from jaxsae.config import Config
@@ -16,7 +14,8 @@ from jaxsae.data.files import FileSource
 from jaxsae.data.tokens import TokenContexts, default_cache, prepare
 from jaxsae.errors import BadInput
 from jaxsae.lm.hooks import parse
-from jaxsae.mesh import make_mesh
+from jaxsae.mesh import make_mesh, replicate
+from jaxsae.processes import first_then_rest
 
 # Held-out contexts are taken in a shuffled order of their own, so that few of them come from many documents.
 EVAL_SEED = 1
@@ -39,7 +38,7 @@ def make_setting(config: Config) -> Setting:
 def _from_files(config: Config) -> Setting:
     cache = Path(config.data.cache or default_cache())
     make = partial(FileSource, config.data.activations, cache=cache)
-    source = make("train", config.training.seed)
+    source = first_then_rest(lambda: make("train", config.training.seed))
     _check_size(config, source)
     mesh = choose_mesh(config, source.width)
     # The hook is only noted: it says where the files come from.
@@ -55,9 +54,10 @@ def _from_text(config: Config) -> Setting:
     if context > lm.config.n_positions:
         raise BadInput(f"--context is {context}, but {name} has {lm.config.n_positions} positions: give at most that")
     mesh = choose_mesh(config, width)
-    folder = prepare(config.data.text, lms.load_tokenizer(lm), context, config.data.cache, config.data.documents)
+    tokenise = partial(prepare, config.data.text, lms.load_tokenizer(lm), context)
+    folder = first_then_rest(lambda: tokenise(config.data.cache, config.data.documents))
     fingerprint = f"{folder.name}-{lms.checksum(lm):08x}"
-    lm = jax.device_put(lm, NamedSharding(mesh, P()))
+    lm = replicate(lm, mesh)
 
     def source(split, seed, skip_first):
         return TextSource(lm, hook, TokenContexts(folder, split, seed), context, skip_first, fingerprint)
@@ -76,29 +76,45 @@ def _check_size(config: Config, source):
         )
 
 
+def mesh_shape(devices: int, memory: float | None, n: int, d: int, batch: int) -> tuple[int, int]:
+    """(data, latent) for so many devices with `memory` bytes each, None where that is unknown.
+
+    The batch divides over `data` and n over `latent`. As many devices as can be used, and of these as few on `latent`
+    as leave half the memory to everything but the state; all on `latent` where even that is too little.
+    """
+    # Two matrices, each as parameter, two Adam moments, EMA and gradient.
+    state = 2 * 4 * n * d * 5
+    latents = [count for count in range(1, devices + 1) if n % count == 0]
+    shapes = [(a, b) for b in latents for a in range(1, devices // b + 1) if batch % a == 0]
+    roomy = [shape for shape in shapes if not memory or state / shape[1] <= memory / 2]
+    if not roomy:
+        return max(shapes, key=lambda shape: (shape[1], shape[0]))
+    return max(roomy, key=lambda shape: (shape[0] * shape[1], -shape[1]))
+
+
 def choose_mesh(config: Config, d: int) -> jax.sharding.Mesh:
     """The mesh asked for; else the devices that divide a batch on `data`, or on `latent` where the state needs it."""
-    n, batch, shape = config.sae.n, config.training.batch_size, config.training.mesh
-    if jax.process_count() > 1:
-        raise BadInput(f"this run has {jax.process_count()} processes: only one process, with all its devices, works")
+    shape = config.training.mesh
     if shape is None:
-        devices = max(count for count in range(1, jax.device_count() + 1) if batch % count == 0)
-        latent = 1
-        # Two matrices, each as parameter, two Adam moments, EMA and gradient.
-        state = 2 * 4 * n * d * 5
         memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-        while memory and state / latent > memory / 2 and devices % (2 * latent) == 0 and n % (2 * latent) == 0:
-            latent *= 2
-        shape = devices // latent, latent
+        piece = config.training.batch_size // config.training.micro_batches
+        shape = mesh_shape(jax.device_count(), memory, config.sae.n, d, piece)
     mesh = make_mesh(*shape)
-    if n % shape[1]:
-        raise BadInput(
-            f"--sae.n {n} does not divide over the {shape[1]} devices of the mesh's latent axis: "
-            f"give a multiple of {shape[1]}, or another --mesh"
-        )
-    if batch % shape[0]:
-        raise BadInput(
-            f"--batch-size {batch} does not divide over the {shape[0]} devices of the mesh's data axis: "
-            f"give a multiple of {shape[0]}, or another --mesh"
-        )
+    check_division(config, *shape)
     return mesh
+
+
+def check_division(config: Config, data: int, latent: int):
+    """Raises BadInput where the latents or a batch do not divide over so many devices."""
+    n, batch, pieces = config.sae.n, config.training.batch_size, config.training.micro_batches
+    if n % latent:
+        raise BadInput(
+            f"--sae.n {n} does not divide over the {latent} devices of the mesh's latent axis: "
+            f"give a multiple of {latent}, or another --mesh"
+        )
+    if batch % (data * pieces):
+        in_pieces = f", in --micro-batches {pieces}" if pieces > 1 else ""
+        raise BadInput(
+            f"--batch-size {batch} does not divide over the {data} devices of the mesh's data axis{in_pieces}: "
+            f"give a multiple of {data * pieces}, or another --mesh"
+        )

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
+from jaxsae import processes
 from jaxsae.data.tokens import HELD_OUT_EVERY
 from jaxsae.errors import BadInput
 
@@ -122,7 +123,8 @@ def _check_finite(shards, passed: Path):
     if passed.exists():
         return
     total = sum(rows.nbytes for _, rows in shards)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="checking activations", disable=total < 1 << 30) as bar:
+    quiet = total < 1 << 30 or not processes.is_first()
+    with tqdm(total=total, unit="B", unit_scale=True, desc="checking activations", disable=quiet) as bar:
         for path, rows in shards:
             for start in range(0, len(rows), 65536):
                 block = np.asarray(rows[start : start + 65536], np.float32)

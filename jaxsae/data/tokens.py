@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from jaxsae import processes
 from jaxsae.data import text
 from jaxsae.errors import BadInput
 
@@ -73,7 +74,8 @@ def _write(folder: Path, sources, tokenizer, context: int, limit: int | None):
 
     from jaxsae.data.builder import Contexts
 
-    bar = tqdm(desc="tokenising", unit="tok", unit_scale=True, leave=False, mininterval=1)
+    quiet = not processes.is_first()
+    bar = tqdm(desc="tokenising", unit="tok", unit_scale=True, leave=False, mininterval=1, disable=quiet)
 
     def documents():
         return itertools.islice(text.documents(sources), limit)

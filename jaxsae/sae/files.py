@@ -11,32 +11,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsae import atomic
+from jaxsae import atomic, processes
 from jaxsae.errors import BadInput
-from jaxsae.sae.struct import SAE, Spec
+from jaxsae.mesh import place, shardings
+from jaxsae.sae import stream
+from jaxsae.sae.struct import SAE, Spec, partition_specs
 
 WEIGHTS, CONFIG, FORMAT = "sae.safetensors", "config.json", "jaxsae-1"
 ARRAYS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 def save(sae: SAE, folder: Path, about: dict):
-    """Write sae.safetensors and config.json. `about` is what `describe` returns: hook, model, training facts."""
-    from safetensors.numpy import save_file
+    """Write sae.safetensors and config.json. `about` is what `describe` returns: hook, model, training facts.
 
-    folder.mkdir(parents=True, exist_ok=True)
+    Where there are several processes, all of them call this and the first one writes.
+    """
     arrays = {name: getattr(sae, name) for name in ARRAYS} | {f"extra.{k}": v for k, v in sae.extra.items()}
     text = json.dumps(
         {"format": FORMAT, "spec": dataclasses.asdict(sae.spec), "about": about}, indent=1, sort_keys=True
     )
-    tensors = {k: np.ascontiguousarray(v) for k, v in jax.device_get(arrays).items()}
-    atomic.write(folder / WEIGHTS, lambda path: save_file(tensors, path, {"jaxsae": text}))
+    if not processes.is_first():
+        stream.write(None, arrays, {"jaxsae": text})
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic.write(folder / WEIGHTS, lambda path: stream.write(path, arrays, {"jaxsae": text}))
     atomic.write_text(folder / CONFIG, text + "\n")
 
 
-def load(path: str | Path) -> SAE:
+def load(path: str | Path, mesh: jax.sharding.Mesh | None = None) -> SAE:
     """An autoencoder from a run folder, an exported folder or a safetensors file.
 
-    Raises BadInput where there is none, or where the file does not say what its arrays mean.
+    On `mesh`, where one is given: then each process reads only what its devices hold. Raises BadInput where there is
+    none, or where the file does not say what its arrays mean.
     """
     file = _find(path)
     said = _said(file)
@@ -45,8 +51,8 @@ def load(path: str | Path) -> SAE:
     missing = [name for name in ARRAYS if name not in tensors]
     if missing:
         raise BadInput(f"{file} lacks {', '.join(missing)}: an autoencoder has {', '.join(ARRAYS)}")
-    extra = {k.removeprefix("extra."): jnp.asarray(v) for k, v in tensors.items() if k.startswith("extra.")}
-    sae = SAE(*(jnp.asarray(tensors[name]) for name in ARRAYS), spec, extra)
+    extra = {k.removeprefix("extra."): v for k, v in tensors.items() if k.startswith("extra.")}
+    sae = SAE(*(tensors[name] for name in ARRAYS), spec, extra)
     if sae.W_enc.ndim != 2 or not (isinstance(spec.k, int) and 1 <= spec.k <= len(sae.W_enc)):
         raise BadInput(f"{file} has W_enc of shape {list(sae.W_enc.shape)} and k = {spec.k!r}: not [n, d] and 1 to n")
     n, d = sae.W_enc.shape
@@ -54,7 +60,10 @@ def load(path: str | Path) -> SAE:
     for name, shape in shapes.items():
         if getattr(sae, name).shape != shape:
             raise BadInput(f"{file} has {name} of shape {list(getattr(sae, name).shape)}, not {list(shape)}")
-    return sae
+    if mesh is None:
+        return jax.tree.map(lambda rows: jnp.asarray(rows[:]), sae)
+    on_mesh = lambda rows, s: place(lambda start, stop: rows[start:stop], rows.shape, rows.dtype, s)
+    return jax.tree.map(on_mesh, sae, shardings(mesh, partition_specs(sae)))
 
 
 def describe(path: str | Path) -> dict:
@@ -94,7 +103,8 @@ def _said(file: Path) -> dict:
 
 
 def _spec(said: dict, file: Path) -> Spec:
-    wanted = [f.name for f in dataclasses.fields(Spec)]
+    # What has a default came after the first files were written, and they mean it.
+    wanted = [f.name for f in dataclasses.fields(Spec) if f.default is dataclasses.MISSING]
     spec = said.get("spec", {})
     missing = [name for name in wanted if name not in spec]
     if missing or said.get("format") != FORMAT:
@@ -105,14 +115,29 @@ def _spec(said: dict, file: Path) -> Spec:
             f"{file} does not say what its arrays mean, and nothing is guessed: "
             f"{CONFIG} beside it must say {', '.join(missing)}"
         )
-    return Spec(**{name: spec[name] for name in wanted})
+    known = {f.name: spec[f.name] for f in dataclasses.fields(Spec) if f.name in spec}
+    return Spec(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
 
 
-def _tensors(file: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+class _Rows:
+    """A tensor of a safetensors file, of which nothing is read before it is indexed."""
+
+    def __init__(self, tensor):
+        self._tensor, self.shape, self.dtype = tensor, tuple(tensor.get_shape()), tensor[:0].dtype
+        self.ndim = len(self.shape)
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self._tensor[rows]
+
+
+def _tensors(file: Path) -> dict[str, _Rows]:
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(file)
+        opened = safe_open(file, framework="np")
+        return {name: _Rows(opened.get_slice(name)) for name in opened.keys()}
     except (SafetensorError, OSError) as error:
         raise BadInput(f"{file} cannot be read: {error}") from error

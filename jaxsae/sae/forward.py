@@ -13,7 +13,7 @@ from jax import lax
 
 from jaxsae.precision import Products, matmul
 from jaxsae.sae import activations
-from jaxsae.sae.activations.interface import Slots, Support, Terms
+from jaxsae.sae.activations.interface import PLAIN, Slots, Support, Terms
 from jaxsae.sae.layout import ALONE, Layout
 from jaxsae.sae.normalise import denormalise, normalise
 from jaxsae.sae.select import Selection, bias, support
@@ -45,7 +45,7 @@ def _norms(sae: SAE, layout: Layout):
     return jnp.sqrt((W * W).sum(1))
 
 
-def values(sae: SAE, slots: Slots, chosen: Support | None, terms: Terms = Terms()):
+def values(sae: SAE, slots: Slots, chosen: Support | None, terms: Terms = PLAIN):
     """Values [B, c] of a code; zero where a slot is not in use."""
     v = activations.get(sae.spec.activation).value(slots, terms)
     return v if chosen is None else jnp.where(chosen.mask, v, 0)

@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from jaxsae.sae import activations, auxk
-from jaxsae.sae.activations.interface import Support, Terms
+from jaxsae.sae.activations.interface import PLAIN, Support, Terms
 from jaxsae.sae.activations.penalties import PENALTIES
 from jaxsae.sae.forward import reconstruct, slots_of, values, with_unit_decoder
 from jaxsae.sae.layout import DATA, EVERYWHERE, LATENT, LATENTS, TOKENS, Layout
@@ -80,7 +80,7 @@ def autoencode(
         if dead is not None:
             ehat, sae = auxk.dead_code(sae, x, dead, k_aux, layout, how.memory)
         slots = slots_of(sae, x, chosen, layout, exact=how.products == "float32")
-        v = values(sae, slots, chosen, terms or Terms())
+        v = values(sae, slots, chosen, terms or PLAIN)
         masks = _masks(sae, act, v, chosen, layout) if len(weights) > 1 else (True,)
         of_view = lambda mask: reconstruct(sae, jnp.where(mask, v, 0), chosen, layout)
         active = (v > 0) & masks[0]

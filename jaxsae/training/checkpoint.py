@@ -1,7 +1,8 @@
 """Checkpoints of a run, by Orbax: written in the background, the newest few kept, checked when read.
 
 Each holds `weights` (parameters and their average), `optimizer` and `rest` separately, so that weights can be read
-alone, and a checksum of every array: storage formats notice most damage, not all.
+alone, and a checksum of every array: storage formats notice most damage, not all. Where a run has several processes,
+each writes and reads what its own devices hold, and they agree on which checkpoint is whole.
 """
 
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from jaxsae import processes
 from jaxsae.errors import BadInput
 from jaxsae.training.step import TrainState
 
@@ -40,8 +42,9 @@ class Checkpoints:
         )
         return self
 
-    def __exit__(self, *_):
-        self._checkpointer.close()
+    def __exit__(self, kind, error, traceback):
+        if not processes.is_loss(error):  # a save that is under way would wait for the process that is gone
+            self._checkpointer.close()
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""
@@ -63,21 +66,18 @@ class Checkpoints:
     def restore(self, like: TrainState) -> TrainState | None:
         """The newest checkpoint that is whole, laid out as `like` (arrays or their shapes and shardings).
 
-        None where there is none at all. A damaged one is named on stderr and the one before it taken; BadInput where
-        all are damaged.
+        Without its optimizer, which is not read then, where that of `like` is None. None where there is no checkpoint
+        at all. A damaged one is named on stderr and the one before it taken; BadInput where all are damaged.
         """
         steps = self.steps()
+        say = lambda text: print(text, file=sys.stderr) if processes.is_first() else None
         for step in reversed(steps):
-            try:
-                state = self._read(step, like)
-            except (jax.errors.JaxRuntimeError, MemoryError, PermissionError):
-                raise  # no room or no right to read it here says nothing about the files
-            except Exception as error:  # Orbax, tensorstore and JSON each raise their own for damaged files
-                reason = str(error).strip().split("\n")[0][:200]
-                print(f"the checkpoint of step {step} in {self.folder} is damaged ({reason})", file=sys.stderr)
+            state, damage = self._read(step, like)
+            if damage:
+                say(f"the checkpoint of step {step} in {self.folder} is damaged ({damage})")
                 continue
             if step != steps[-1]:
-                print(f"going on from the checkpoint of step {step}", file=sys.stderr)
+                say(f"going on from the checkpoint of step {step}")
             return state
         if steps:
             raise BadInput(
@@ -86,20 +86,42 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, step: int, like: TrainState) -> TrainState:
-        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
-        parts = self._checkpointer.load_checkpointables(step, {**_split(shapes), "checksums": None})
-        state = replace(like, **parts["weights"], **parts["optimizer"], **parts["rest"])
+    def _read(self, step: int, like: TrainState) -> tuple[TrainState | None, str]:
+        """(state, "") of a whole checkpoint, (None, what is wrong with it) of a damaged one, the same everywhere."""
+        wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), _split(like))
+        parts, damage = processes.on_each(lambda: self._load(step, {**wanted, "checksums": None}))
+        said = processes.exchange(damage)
+        if any(said):
+            return None, next(filter(None, said))
+        state = replace(like, **parts["weights"], **parts.get("optimizer", {}), **parts["rest"])
         with jax.set_mesh(state.idle.sharding.mesh):
-            if [int(s) for s in _checksums(state)] != parts["checksums"]:
-                raise ValueError("its numbers do not have the checksums that were saved with them")
-        return state
+            sums = [int(s) for s in _checksums(state)]
+        first = len(jax.tree.leaves(state.params))
+        # Those of the parameters, and those behind the optimizer where that was left out.
+        saved = parts["checksums"][:first] + parts["checksums"][first - len(sums) :]
+        same = sums == saved
+        return (state, "") if same else (None, "its numbers do not have the checksums that were saved with them")
+
+    def _load(self, step: int, wanted: dict) -> tuple[dict | None, str]:
+        """(what is wanted of a checkpoint, ""), or (None, what is wrong with its files) as this process sees them."""
+        alone = self._ocp.Context()
+        # By default a process would wait here for one that has found damage and gone on.
+        alone.multiprocessing.primary_host = jax.process_index()
+        alone.multiprocessing.active_processes = {jax.process_index()}
+        try:
+            with alone:
+                return self._ocp.load_checkpointables(self.folder / str(step), wanted), ""
+        except (jax.errors.JaxRuntimeError, MemoryError, PermissionError):
+            raise  # no room or no right to read it here says nothing about the files
+        except Exception as error:  # Orbax, tensorstore and JSON each raise their own for damaged files
+            return None, str(error).strip().split("\n")[0][:200] or type(error).__name__
 
 
 def _split(state: TrainState) -> dict:
+    optimizer = {} if state.opt is None else {"optimizer": {"opt": state.opt}}
     return {
         "weights": {"params": state.params, "ema": state.ema},
-        "optimizer": {"opt": state.opt},
+        **optimizer,
         "rest": {"idle": state.idle, "mse_scale": state.mse_scale, "key": state.key, "step": state.step},
     }
 

@@ -19,9 +19,9 @@ class SAEConfig:
     """Number of latents."""
     k: int = 32
     """Latents kept per token."""
-    activation: Literal[
-        "topk", "multi_topk", "batch_topk", "jumprelu", "gated", "prolu_relu", "prolu_ste", "relu"
-    ] = "topk"
+    activation: Literal["topk", "multi_topk", "batch_topk", "jumprelu", "gated", "prolu_relu", "prolu_ste", "relu"] = (
+        "topk"
+    )
     """Activation function."""
     prefixes: tuple[int, ...] = ()
     """Matryoshka: numbers of first latents that must reconstruct by themselves too."""
@@ -58,6 +58,8 @@ class SAEConfig:
         allowed = activations.get(self.activation).penalties
         if self.penalty and self.penalty not in allowed:
             raise BadInput(f"--sae.penalty is {self.penalty}: {self.activation} allows {', '.join(allowed) or 'none'}")
+        if self.target_l0 is not None and self.activation != "jumprelu":
+            raise BadInput(f"--sae.target-l0 is given: {self.activation} has no L0 that could be steered, jumprelu has")
         if not 0 < self.p <= 1 or not 0 < self.bandwidth < math.inf:
             raise BadInput(f"--sae.p is {self.p}, --sae.bandwidth {self.bandwidth}: give 0 < p <= 1, bandwidth > 0")
         if self.target_l0 is not None and not 0 < self.target_l0 <= self.n:
@@ -74,9 +76,7 @@ class SAEConfig:
         return Selection(self.select, int(self.select_memory * 1e9))
 
     def spec(self) -> Spec:
-        return Spec(
-            self.activation, self.k, self.normalise, self.decoder, self.subtract_b_dec, tuple(self.prefixes)
-        )
+        return Spec(self.activation, self.k, self.normalise, self.decoder, self.subtract_b_dec, tuple(self.prefixes))
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,9 @@ class TrainingConfig:
     """Seed of the weights and of the order of the data."""
     sparsity: float = 1.0
     """Weight of the sparsity term of families that have one."""
-    auxk_coef: float = 1 / 32
-    """Weight of AuxK, the loss that revives dead latents; 0 turns it off."""
+    auxk_coef: float | None = None
+    """Weight of AuxK, the loss that revives dead latents, 0 for none; 1/32 for the TopK families, else none, unless
+    given."""
     k_aux: int | None = None
     """Dead latents used per token by AuxK; the power of two closest to d / 2 unless given."""
     dead_after: int | None = None
@@ -120,7 +121,7 @@ class TrainingConfig:
             raise BadInput(f"--ema is {self.ema}: allowed is 0 (off) up to, not including, 1")
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise BadInput(f"--lr is {self.lr}: give a positive learning rate")
-        if not 0 <= self.auxk_coef < math.inf:
+        if self.auxk_coef is not None and not 0 <= self.auxk_coef < math.inf:
             raise BadInput(f"--auxk-coef is {self.auxk_coef}: give 0 (off) or more")
         for name in ("k_aux", "dead_after"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
@@ -136,6 +137,12 @@ class TrainingConfig:
         """The rule read off fig. 3 of Gao et al. 2024: 2e-4 / sqrt(n / 2^14)."""
         return self.lr if self.lr is not None else 2e-4 / (n / 2**14) ** 0.5
 
+    def auxk_weight(self, activation: str) -> float:
+        """1/32 (app. A.2) where exactly so many latents are active as k says; families with a penalty choose theirs."""
+        return (
+            self.auxk_coef if self.auxk_coef is not None else 0.0 if activations.get(activation).penalties else 1 / 32
+        )
+
     def ema_decay(self) -> float:
         """0.999 (app. A.5), whose average spans about 1000 steps; short runs would drag their beginning along."""
         return self.ema if self.ema is not None else max(0.0, min(0.999, 1 - 10 / self.steps))
@@ -143,3 +150,12 @@ class TrainingConfig:
     def dead_window(self) -> int:
         """Idle tokens after which a latent counts as dead."""
         return self.dead_after if self.dead_after is not None else max(1, min(10_000_000, self.tokens // 5))
+
+
+def check_pieces(sae: SAEConfig, training: TrainingConfig):
+    """Raises BadInput where the loss of a batch is not the sum of its pieces' losses."""
+    if training.micro_batches > 1 and (sae.activation == "batch_topk" or sae.target_l0 is not None):
+        what = "batch_topk chooses latents" if sae.activation == "batch_topk" else "--sae.target-l0 holds the mean L0"
+        raise BadInput(
+            f"--micro-batches is {training.micro_batches}, but {what} over the whole batch: give --micro-batches 1"
+        )

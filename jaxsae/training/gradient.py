@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxsae.sae.auxk import auxk_loss
 from jaxsae.sae.sharded import autoencode, choose
 from jaxsae.training import objectives
-from jaxsae.training.config import SAEConfig, TrainingConfig
+from jaxsae.training.config import SAEConfig, TrainingConfig, check_pieces
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["mse_scale", "auxk", "sparsity"], meta_fields=[])
@@ -37,6 +37,7 @@ def make_gradient(sae: SAEConfig, training: TrainingConfig, k_aux: int) -> Calla
     `batch` is a pair of normalised arrays [B@data, d], what goes in and what should come out; `dead` [n@latent] marks
     the latents that AuxK may use; `least` is the smallest value above 0.
     """
+    check_pieces(sae, training)
     fidelity, how, pieces = objectives.get(training.objective), sae.selection(), training.micro_batches
 
     def loss(params, batch, chosen, weigh: Coefficients, dead=None, variance=None):

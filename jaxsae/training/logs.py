@@ -7,9 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
-
-from jaxsae import atomic
+from jaxsae import atomic, processes
 from jaxsae.errors import BadInput
 
 METRICS = "metrics.jsonl"
@@ -54,7 +52,7 @@ class Logs:
         """Rows of metrics.jsonl behind `step`, which a killed run left, are dropped: they will be written again."""
         self._sinks: list[Callable[[dict], None]] = []
         self._close: list[Callable[[], None]] = []
-        if jax.process_index() == 0:
+        if processes.is_first():
             self._open_jsonl(folder / METRICS, step)
             if config.tensorboard:
                 self._open_tensorboard(folder)

@@ -1,4 +1,8 @@
-"""The training loop: steps, a progress bar, log rows, checkpoints, and stopping cleanly when a signal asks."""
+"""The training loop: steps, a progress bar, log rows, checkpoints, and stopping cleanly when a signal asks.
+
+Where a run has several processes, a signal to one stops them all behind the same step: with every step they reduce what
+each was asked, and read it when they read that step's metrics.
+"""
 
 import signal
 import sys
@@ -7,16 +11,23 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
+from jaxsae import processes
 from jaxsae.errors import Interrupted
+from jaxsae.mesh import place
 from jaxsae.training.checkpoint import Checkpoints
 from jaxsae.training.logs import LogConfig, Logs
 from jaxsae.training.step import TrainState
 
 # Steps that may be under way on the device before their metrics are waited for.
 AHEAD = 4
+# The metric that says which signal a process got.
+STOP = "stop"
 
 
 class Diverged(Exception):
@@ -35,7 +46,7 @@ def train(
 ) -> tuple[TrainState, float]:
     """Run `step(state, batch) -> (state, metrics)` to step `total`; the state at the end and the seconds it took.
 
-    On SIGTERM or Ctrl-C the state is saved and Interrupted raised; a second signal stops at once.
+    On SIGTERM or Ctrl-C, in any process, the state is saved and Interrupted raised; a second signal stops at once.
     """
     start = done = int(state.step)
     if start >= total:
@@ -43,32 +54,48 @@ def train(
     began = time.monotonic()
     with _Signals() as signals, _bar(total, start, tokens_per_step) as bar:
         metrics = _Metrics(lambda count: bar.update(count * tokens_per_step))
+        ask = _ask_all(state.step.sharding.mesh) if processes.several() else None
         for batch in batches:
             state, values = step(state, batch)
             done += 1
-            metrics.add(values)
+            metrics.add(values | ({} if ask is None else {STOP: ask(signals.received)}))
             logs_now = done % config.log_every == 0 or done == total
-            saves_now = done % config.checkpoint_every == 0 or done == total or signals.received
+            saves_now = done % config.checkpoint_every == 0 or done == total
             if logs_now or saves_now:
                 # Waits for this step: a state is saved only behind finite numbers.
+                metrics.wait(ahead=0)
+            stop = signals.received if ask is None else metrics.stop
+            if stop:
                 metrics.wait(ahead=0)
             if logs_now:
                 row = metrics.mean()
                 rate = (done - start) * tokens_per_step / (time.monotonic() - began)
                 logs.write({"step": done, "tokens": done * tokens_per_step, **row, "tokens_per_second": rate})
                 bar.set_postfix(nmse=f"{row['nmse']:.3f}", dead=f"{row['dead_fraction']:.1%}", refresh=False)
-            if saves_now:
+            if saves_now or stop:
                 checkpoints.save(state)
-            if signals.received:
+            if stop:
                 checkpoints.wait()
-                name = signal.Signals(signals.received).name
-                raise Interrupted(f"{name}: saved at step {done} of {total}", 128 + signals.received)
+                name = signal.Signals(stop).name
+                raise Interrupted(f"{name}: saved at step {done} of {total}", 128 + stop)
         checkpoints.wait()
     return state, time.monotonic() - began
 
 
+def _ask_all(mesh: jax.sharding.Mesh) -> Callable[[int], jax.Array]:
+    """ask(signal) -> the largest signal that any process on `mesh` gives, a scalar on its way like a step's metrics."""
+    split, count = NamedSharding(mesh, P(mesh.axis_names)), mesh.size
+    largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, P()))
+    as_array = lambda number: place(lambda a, z: np.full(z - a, number), (count,), np.int32, split)
+    nothing = as_array(0)
+    return lambda number: largest(as_array(number) if number else nothing)
+
+
 class _Metrics:
     """The metrics of steps since the last log row; at most AHEAD steps are under way on the device."""
+
+    # The signal that some process got, in the metrics that were waited for.
+    stop = 0
 
     def __init__(self, on_done: Callable[[int], None]):
         self._pending, self._window, self._on_done = deque(), [], on_done
@@ -81,6 +108,7 @@ class _Metrics:
         """Until at most `ahead` steps are under way. Raises Diverged where the loss of one is not a number."""
         while len(self._pending) > ahead:
             values = jax.device_get(self._pending.popleft())
+            self.stop = self.stop or int(values.pop(STOP, 0))
             self._on_done(1)
             self._window.append(values)
             # The loss is that of the weights before the step, the gradient decides those behind it.
@@ -102,7 +130,7 @@ def _bar(total: int, start: int, tokens_per_step: int):
         unit="tok",
         unit_scale=True,
         desc="training",
-        disable=jax.process_index() != 0,
+        disable=not processes.is_first(),
         # In a log file every refresh is a line's worth of text.
         mininterval=0.5 if terminal else 15,
         smoothing=0.1,

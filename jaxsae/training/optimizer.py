@@ -13,7 +13,9 @@ from jaxsae.sae.struct import SAE
 
 def make_optimizer(decoder: str, beta1=0.9, beta2=0.999, eps=6.25e-10) -> optax.GradientTransformationExtraArgs:
     """For a decoder constraint of `Spec.decoder`; `update` takes the learning rate as `lr=`, so it can be traced."""
-    constraint = {"unit_norm": (project_decoder_gradient(), renormalise_decoder()), "free": (), "normalised": ()}[decoder]
+    constraint = {"unit_norm": (project_decoder_gradient(), renormalise_decoder()), "free": (), "normalised": ()}[
+        decoder
+    ]
     before, after = constraint[:1], constraint[1:]
     return optax.chain(*before, optax.scale_by_adam(beta1, beta2, eps), scale_by_learning_rate(), *after)
 

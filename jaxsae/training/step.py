@@ -58,7 +58,9 @@ class Hyper:
 
 
 def hyper(sae: SAEConfig, training: TrainingConfig) -> Hyper:
-    return Hyper(training.learning_rate(sae.n), training.auxk_coef, training.sparsity, training.dead_window())
+    return Hyper(
+        training.learning_rate(sae.n), training.auxk_weight(sae.activation), training.sparsity, training.dead_window()
+    )
 
 
 def make_step(sae: SAEConfig, training: TrainingConfig, optimizer, k_aux: int):
@@ -71,6 +73,8 @@ def make_step(sae: SAEConfig, training: TrainingConfig, optimizer, k_aux: int):
         dead = state.idle >= hyper.dead_window
         weigh = Coefficients(state.mse_scale, hyper.auxk_coef, hyper.sparsity)
         grads, metrics, fired, least = gradient(state.params, (x, x), dead, weigh)
+        # Else XLA moves parts of the update into both branches of the gradient, with arrays as large as it is.
+        grads = jax.lax.optimization_barrier(grads)
         updates, opt = optimizer.update(grads, state.opt, state.params, lr=hyper.lr)
         params = optax.apply_updates(state.params, updates)
         if observe is not None:

@@ -21,9 +21,11 @@ K = 5
 
 def run(g, names, config, coefficients, extra=(), k_aux=12, dead=None):
     """Our metrics and gradient for a golden's parameters; `names` are those of W_enc, b_enc, W_dec, b_dec."""
-    turned = lambda name: g[f"param/{name}"].T if g[f"param/{name}"].shape[0] == 24 and g[
-        f"param/{name}"
-    ].ndim == 2 else g[f"param/{name}"]
+    turned = lambda name: (
+        g[f"param/{name}"].T
+        if g[f"param/{name}"].shape[0] == 24 and g[f"param/{name}"].ndim == 2
+        else g[f"param/{name}"]
+    )
     arrays = [jnp.asarray(turned(name)) for name in names]
     x = jnp.asarray(g["x"])
     sae = SAE(*arrays, config.spec(), {name: jnp.asarray(value) for name, value in extra})
@@ -125,7 +127,9 @@ def test_multi_topk(x64, shared):
 
 def test_gradients_of_thresholds():
     """The numbers of the paper's definitions at theta 1, bandwidth 0.1."""
-    slopes = lambda f, z: [float(s) for s in jax.grad(lambda z, t: f(z, t, 0.1), (0, 1))(jnp.asarray(z), jnp.asarray(1.0))]
+    slopes = lambda f, z: [
+        float(s) for s in jax.grad(lambda z, t: f(z, t, 0.1), (0, 1))(jnp.asarray(z), jnp.asarray(1.0))
+    ]
     assert float(jump(1.02, 1.0, 0.1)) == pytest.approx(1.02) and float(jump(0.9, 1.0, 0.1)) == 0
     assert slopes(jump, 1.02) == pytest.approx([1, -10])
     assert slopes(jump, 0.9) == [0, 0]

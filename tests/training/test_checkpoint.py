@@ -1,6 +1,7 @@
 """Checkpoints: exact, on any mesh, and never trusted when damaged."""
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -34,8 +35,6 @@ def state_on(mesh):
 
 def at_step(state, step):
     """Another state: every float differs from those of other steps."""
-    from dataclasses import replace
-
     bump = lambda a: a + step if jnp.issubdtype(a.dtype, jnp.floating) else a
     return replace(jax.tree.map(bump, state), step=state.step + step)
 
@@ -76,6 +75,22 @@ def test_bit_equal_on_any_mesh(written, folder, mesh):
     for a, b in zip(values(state), written[1][3]):
         np.testing.assert_array_equal(a, b)
     assert state.params.W_enc.sharding.mesh.shape == dict(zip(("data", "latent"), mesh))
+
+
+def test_without_the_optimizer(written, folder):
+    """It is not even looked at; what is read is checked all the same."""
+    shutil.rmtree(folder / "3" / "optimizer")
+    mesh = make_mesh(1, 8)
+    like = replace(abstract_state(d, mesh, SAE_CONFIG, TRAINING), opt=None)
+    with Checkpoints(folder, 2) as checkpoints:
+        state = checkpoints.restore(like)
+        assert int(state.step) == 3
+        whole = restored(folder.parent / "checkpoints")
+        assert int(whole.step) == 2, "with the optimizer, that checkpoint is damaged"
+    with Checkpoints(shutil.copytree(written[0], folder.parent / "whole"), 2) as checkpoints:
+        whole = replace(checkpoints.restore(abstract_state(d, mesh, SAE_CONFIG, TRAINING)), opt=None)
+    for a, b in zip(values(state), values(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_none_where_there_is_none(tmp_path):

@@ -33,6 +33,9 @@ class Terms:
     tanh_scale: float = 4.0  # of the penalty "tanh"
 
 
+PLAIN = Terms()
+
+
 @dataclass(frozen=True)
 class Slots:
     """What the functions of an activation function see: pre-activations and what belongs to their latents."""

@@ -1,4 +1,4 @@
-"""ProLU: m where m > 0 and m + b > 0, for m = W_enc (x - b_dec) and b = b_enc (Taggart 2024; Gao et al. 2024, sec. 5.2).
+"""ProLU: m where m > 0 and m + b > 0, for m = W_enc (x - b_dec), b = b_enc (Taggart 2024; Gao et al. 2024, sec. 5.2).
 
 The bias is a threshold that the value does not contain, so it needs a gradient by surrogate: that of ReLU, or one that
 follows from a straight-through step.

@@ -1,0 +1,172 @@
+"""The real training step, compiled ahead of time for a TPU topology on a machine that has none. Needs `libtpu`.
+
+The compiler runs in a process of its own (this file as a program): libtpu must be told so before JAX starts, it must
+not take a TPU of this machine, and it may use much memory.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from jaxsae.config import Config
+from jaxsae.errors import BadInput
+from jaxsae.planning import hlo
+from jaxsae.planning.devices import Topology
+from jaxsae.sae.auxk import default_k_aux
+
+# TPU_SKIP_MDS_QUERY: ask no cloud service which TPU this is. JAX_PLATFORMS: the arrays that JAX makes are the CPU's.
+# ALLOW_MULTIPLE_LIBTPU_LOAD: what only compiles need not wait for a run that has this machine's TPU.
+ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+RESULT = "jaxsae-compiled:"
+
+
+def available() -> bool:
+    return importlib.util.find_spec("libtpu") is not None
+
+
+def compiled(config: Config, d: int, topology: Topology, mesh: tuple[int, int], progress=None) -> dict:
+    """What the compiler says of a step: `bytes` (its own categories), `collectives`, `places` in memory, `seconds`.
+
+    Where the step does not fit, `bytes` holds what the compiler says it would take: `needed`. Raises BadInput for a
+    topology or a mesh that libtpu does not have, RuntimeError where the step does not compile. `progress` is called
+    with the seconds so far.
+    """
+    began = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory() as dump,
+        subprocess.Popen(
+            [sys.executable, "-m", "jaxsae.planning.compiler"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **ENVIRONMENT, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump}"},
+        ) as child,
+    ):
+        request = pickle.dumps((config, d, topology, mesh))
+        try:
+            while True:
+                try:
+                    out, errors = child.communicate(request, timeout=1)
+                    break
+                except subprocess.TimeoutExpired:
+                    request = None
+                    if progress:
+                        progress(time.monotonic() - began)
+        except BaseException:
+            child.kill()
+            raise
+        reports = [path.read_text() for path in Path(dump).glob("*jit_step*memory-usage-report.txt")]
+    lines = [line for line in out.decode(errors="replace").splitlines() if line.startswith(RESULT)]
+    if not lines:
+        said = errors.decode(errors="replace").strip().splitlines() or ["nothing"]
+        raise RuntimeError(f"the compiler ended with status {child.returncode} and said: {said[-1]}")
+    result = json.loads(lines[-1].removeprefix(RESULT)) | {"seconds": time.monotonic() - began}
+    if "refused" in result:
+        raise BadInput(result["refused"])
+    if "failed" in result:
+        raise RuntimeError(f"the step does not compile for {topology.name}: {result['failed']}")
+    if reports and "needed" not in result["bytes"]:
+        # What is placed in memory; memory_analysis() counts some of it more than once.
+        total, result["places"] = hlo.memory_report(reports[0])
+        result["bytes"]["placed"] = total
+    return result
+
+
+def compile_step(config: Config, d: int, devices, mesh: tuple[int, int]):
+    """The step of `jaxsae train`, compiled for `devices`, no array made: a jax.stages.Compiled."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    from jaxsae.training.optimizer import make_optimizer
+    from jaxsae.training.start import abstract_state
+    from jaxsae.training.step import hyper, make_step
+
+    sae, training = config.sae, config.training
+    mesh = jax.make_mesh(mesh, ("data", "latent"), devices=devices)
+    k_aux = min(training.k_aux or default_k_aux(d), sae.n)
+    step = jax.jit(make_step(sae, training, make_optimizer(sae.decoder), k_aux), donate_argnums=0)
+    x = jax.ShapeDtypeStruct((training.batch_size, d), jnp.float32, sharding=NamedSharding(mesh, P("data")))
+    with jax.set_mesh(mesh):
+        return step.lower(abstract_state(d, mesh, sae, training), x, hyper(sae, training)).compile()
+
+
+def facts(step, mesh: tuple[int, int]) -> dict:
+    """What a compiled step says of itself, ready for JSON."""
+    memory = step.memory_analysis()
+    return {
+        "bytes": {
+            "arguments": memory.argument_size_in_bytes,
+            "temporaries": memory.temp_size_in_bytes,
+            "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            "program": memory.generated_code_size_in_bytes,
+            "peak": memory.peak_memory_in_bytes,
+        },
+        "collectives": [dataclasses.asdict(c) for c in hlo.collectives(step.as_text(), mesh)],
+        "places": [],
+    }
+
+
+def _describe(topology: Topology) -> list:
+    from jax.experimental import topologies
+
+    # A chip of v4 is two devices unless asked otherwise; a topology of one chip needs a host of one.
+    options = {"chip_config_name": "megacore"} if topology.name.startswith("v4:") else {}
+    host = tuple(min(a, b) for a, b in zip((*topology.shape, 1), (2, 2, 1)))
+    options |= {"chips_per_host_bounds": host} if host != (2, 2, 1) else {}
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options).devices
+    except Exception as error:
+        if "INVALID_ARGUMENT" not in str(error):
+            raise
+        raise BadInput(
+            f"--topology {topology.name}: libtpu knows no such slice ({error}); give one that exists"
+        ) from error
+    if len(found) != topology.count:
+        raise RuntimeError(f"libtpu counts {len(found)} devices in {topology.name}, not {topology.count}")
+    return found
+
+
+def _answer(config: Config, d: int, topology: Topology, mesh: tuple[int, int]) -> dict:
+    try:
+        devices = _describe(topology)[: mesh[0] * mesh[1]]
+        return facts(compile_step(config, d, devices, mesh), mesh)
+    except BadInput as error:
+        return {"refused": str(error)}
+    except NotImplementedError as error:  # jax.make_mesh: axes that do not lie in the torus
+        return {"refused": f"--mesh {mesh[0]} {mesh[1]} does not lie in {topology.name}: {error}"}
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            return {"failed": f"{type(error).__name__}: {error}"}
+        return {"bytes": {"needed": _needed(str(error))}, "collectives": [], "places": _named(str(error))}
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = r"([\d.]+)([KMGT]?)B?"
+
+
+def _needed(message: str) -> int | None:
+    """Bytes that the compiler's refusal names. What it calls temporaries has the arguments in it."""
+    match = re.search(rf"Used {_SIZE} of|HLO temporaries \({_SIZE}\)", message)
+    number, unit = [part for part in match.groups() if part is not None] if match else (None, None)
+    return int(float(number) * _UNITS[unit]) if match else None
+
+
+def _named(message: str) -> list[dict]:
+    """The largest allocations that the compiler's refusal lists."""
+    found = re.finditer(rf"Size: {_SIZE}\n.*?Shape: ([^\s{{]+)", message, re.DOTALL)
+    return [{"bytes": int(float(m[1]) * _UNITS[m[2]]), "shapes": m[3]} for m in found][:8]
+
+
+if __name__ == "__main__":
+    # What libtpu prints goes to the descriptors, so the answer is a line that says what it is.
+    print("\n" + RESULT + json.dumps(_answer(*pickle.load(sys.stdin.buffer))), flush=True)

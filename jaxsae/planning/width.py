@@ -1,0 +1,46 @@
+"""The width of the activations of a run and the bytes of its language model, from files' headers alone."""
+
+from pathlib import Path
+
+from jaxsae.config import Config
+from jaxsae.data import files
+from jaxsae.errors import BadInput
+from jaxsae.lm import weights
+from jaxsae.lm.gpt2 import GPT2, GPT2Config
+from jaxsae.lm.hooks import default, parse
+
+
+def width(config: Config) -> int:
+    """d of a run's activations. Raises BadInput where neither files nor a language model say it."""
+    if config.data.activations is not None:
+        shards = [files._open(path) for path in files._shard_paths(config.data.activations)]
+        return files._common_width(shards)
+    lm = lm_config(config)
+    return lm.width(parse(config.model.hook or default(lm.n_layer), lm.n_layer))
+
+
+def lm_config(config: Config) -> GPT2Config:
+    """The language model's shape; of a model on the hub nothing but its config.json is fetched."""
+    name = config.model.lm
+    if name == weights.EMBEDDED or Path(name).is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return weights.read_config(weights._folder(name))
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return weights.read_config(Path(hf_hub_download(name, "config.json")).parent)
+    except BadInput:
+        raise
+    except Exception as error:  # no network, no such name, no permission
+        raise BadInput(
+            f"--lm {name} is neither {weights.EMBEDDED} nor a folder, and its config.json could not be had from the "
+            f"hub; give --d-model, the width of its activations: {error}"
+        ) from error
+
+
+def lm_bytes(lm: GPT2Config) -> int:
+    """Of a language model's weights, which every device holds whole."""
+    import jax
+    import jax.numpy as jnp
+
+    shapes = jax.eval_shape(GPT2(lm).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))

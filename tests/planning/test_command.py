@@ -1,0 +1,149 @@
+"""`jaxsae plan` as it is typed; with libtpu, the real step compiled for a TPU."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jaxsae.cli import main
+from jaxsae.config import Config
+from jaxsae.planning import compiler
+from jaxsae.planning.devices import topology
+from jaxsae.training.config import SAEConfig, TrainingConfig
+
+SMALL = "--sae.n 4096 --sae.k 8 --batch-size 1024".split()
+
+needs_libtpu = pytest.mark.skipif(not compiler.available(), reason="libtpu is not installed: pip install jaxsae[tpu]")
+
+
+@pytest.fixture
+def say(capsys):
+    """say("--topology v5e:2x2 ...") -> (exit status, stdout, stderr)."""
+
+    def run(flags):
+        status = main(["plan", *flags.split()])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_table(say):
+    status, out, err = say("--topology h100:8 --d-model 768 --sae.n 131072 --batch-size 8192")
+    assert (status, err) == (0, "")
+    for said in ("h100:8: 8 devices, mesh data 8 x latent 1", "n 131,072", "gradients", "all-reduce over data"):
+        assert said in out
+    assert "analytic figures\nfits: " in out
+
+
+def test_json(say):
+    status, out, _ = say("--topology v5e:4x4 --no-compile --d-model 768 --sae.n 131072 --json")
+    said = json.loads(out)
+    assert status == 0
+    assert said["fits"] is True
+    assert said["compiled"] is False
+    assert said["mesh"] == [16, 1]
+    assert [said[name] for name in ("topology", "n", "d", "k", "batch_size")] == ["v5e:4x4", 131072, 768, 32, 2048]
+    assert said["bytes_total"] == sum(v for k, v in said.items() if k[:6] == "bytes_" and k[6:] not in TOTALS)
+    assert said["seconds"] > said["seconds_selection"] > 0
+
+
+TOTALS = ("total", "available")
+
+
+def test_too_large_is_an_answer_not_an_error(say):
+    status, out, _ = say("--topology l4:1 --d-model 4096 --sae.n 4194304 --json")
+    said = json.loads(out)
+    assert (status, said["fits"]) == (0, False)
+    assert said["bytes_total"] > said["bytes_available"]
+
+
+def test_width_of_the_model_and_of_files(say, tiny_lm, tmp_path):
+    width = lambda flags: json.loads(say(f"--topology l4:1 --json {flags}")[1])
+    of_lm = width(f"--lm {tiny_lm}")
+    assert of_lm["d"] == 32
+    assert width(f"--lm {tiny_lm} --hook blocks.1.mlp.hook_post")["d"] == 128
+    np.save(tmp_path / "a.npy", np.zeros((8, 24), np.float32))
+    of_files = width(f"--activations {tmp_path}")
+    assert of_files["d"] == 24
+    # Sixteen batches of activations; the model's weights only where there is a model.
+    assert of_files["bytes_data"] == 16 * 2048 * 24 * 4
+    assert of_lm["bytes_data"] > 16 * 2048 * 32 * 4
+    assert width("--d-model 32")["bytes_data"] == 16 * 2048 * 32 * 4
+
+
+def test_largest_n(say):
+    status, out, _ = say("--topology a100-40:8 --d-model 768 --sae.n 1024 --find-largest-n --json")
+    best = json.loads(out)
+    assert (status, best["fits"]) == (0, True)
+    assert best["n"] > 2**20
+    more = best["n"] * 17 // 16 // 1024 * 1024
+    assert not json.loads(say(f"--topology a100-40:8 --d-model 768 --sae.n {more} --json")[1])["fits"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--d-model 64", "--topology is not given, and this machine has no accelerator"),
+        ("--topology v9:2x2 --d-model 64", "allowed are v4, v5e"),
+        ("--topology v5e:2x2 --d-model 0", "--d-model is 0"),
+        ("--topology v5e:2x2 --mesh 8 1", "--mesh 8 1 asks for 8 devices: v5e:2x2 has 4"),
+        ("--topology v5e:2x2 --lm ./missing", "--lm ./missing: there is no such folder"),
+        ("--topology v5e:2x2 --hook blocks.99.hook_resid_post", "outside the model"),
+        ("--topology l4:1 --d-model 4096 --batch-size 1048576 --chunk 64 --find-largest-n", "not even 128 latents"),
+    ],
+)
+def test_bad_input(say, flags, said):
+    status, out, err = say(flags)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_imports_stay_light():
+    """The command line starts without the room, and the room starts no device."""
+    code = "import sys, jaxsae.cli; assert not any(m.startswith('jaxsae.planning') for m in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@needs_libtpu
+def test_compiled_for_a_tpu():
+    """The real step for four chips of v5e, from a process whose JAX has never seen one."""
+    flags = ["plan", "--topology", "v5e:2x2", "--d-model", "128", "--mesh", "2", "2", "--json", *SMALL]
+    command = [sys.executable, "-m", "jaxsae.cli", *flags]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
+    )
+    said = json.loads(done.stdout)
+    assert said["compiled"] is True
+    assert said["fits"] is True
+    assert "compiling for v5e:2x2, n 4,096" in done.stderr
+    # Each device: 2048 latents of width 128 as parameters, two moments and EMA, and 512 tokens.
+    state = 4 * (2 * 2048 * 128 + 2048 + 128) * 4
+    arguments = said["compiled_bytes"]["arguments"]
+    assert state + 4 * 512 * 128 < arguments < 1.02 * (state + 4 * 512 * 128) + 2**16
+    assert said["bytes_total"] > arguments
+    moved = {(c["kind"], c["axis"]): c["bytes"] for c in said["compiled_collectives"]}
+    assert moved["all-gather", "latent"] == 4 * 512 * 8 * 2
+    assert moved["all-reduce", "data"] >= 4 * 2 * 2048 * 128
+    assert moved["all-reduce", "latent"] >= 4 * 512 * 128
+    assert said["compiled_places"]
+
+
+@needs_libtpu
+def test_refused_by_the_tpu_compiler():
+    """What does not fit is known to the compiler, and how much it would take is said."""
+    config = Config(
+        sae=SAEConfig(n=2**22, k=8, select_memory=100.0), training=TrainingConfig(batch_size=2**16, auxk_coef=0)
+    )
+    said = compiler.compiled(config, 256, topology("v5e:2x2"), (1, 4))
+    assert said["bytes"]["needed"] > topology("v5e:2x2").device.memory
+
+
+@needs_libtpu
+def test_slices_that_are_not(say):
+    status, _, err = say("--topology v5e:3x3 --d-model 128 --sae.n 4096 --batch-size 1152")
+    assert status == 2
+    assert "--topology v5e:3x3: libtpu knows no such slice" in err

@@ -1,0 +1,190 @@
+"""The estimate against numbers worked out by hand, and its bytes against arrays that exist."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxsae.config import Config
+from jaxsae.data.config import DataConfig
+from jaxsae.errors import BadInput
+from jaxsae.planning import estimate
+from jaxsae.planning.devices import DEVICES, GIB, topology, topology_of
+from jaxsae.planning.plan import plan
+from jaxsae.sae.normalise import normalise
+from jaxsae.setting import mesh_shape
+from jaxsae.training.config import SAEConfig, TrainingConfig
+from jaxsae.training.start import _make
+
+MILLION = 2**20
+
+
+def config(n=16 * MILLION, k=32, batch=131_072, mesh=None, select="float32", **training):
+    training = {"tokens": 10**10, **training}
+    return Config(
+        sae=SAEConfig(n=n, k=k, select=select),
+        training=TrainingConfig(batch_size=batch, mesh=mesh, **training),
+        data=DataConfig(chunk=4),
+    )
+
+
+def test_a_pod_by_hand():
+    """16M latents of width 768 on 64 chips, 4 x 16: b = 32,768 tokens, m = 1,048,576 latents of a device."""
+    p = plan(config(mesh=(4, 16)), topology("v5p:4x4x4"), 768, compile=False)
+    matrices = 2 * 4 * MILLION * 768
+    assert p.bytes_parameters == matrices + 4 * MILLION + 4 * 768
+    assert p.bytes_optimizer == 2 * p.bytes_parameters + 4  # and Adam's count
+    assert p.bytes_ema == p.bytes_parameters
+    assert p.bytes_other == 4 * MILLION + 4 + 8 + 4  # idle counts, scale, key, step
+    assert p.bytes_gradients == p.bytes_parameters
+    assert p.bytes_batch == 4 * 32_768 * 768
+    assert p.bytes_data == 4 * p.bytes_batch
+    assert p.flops_selection == 2 * 32_768 * MILLION * 768
+    # Six bfloat16 passes of 459 TFLOP/s.
+    assert p.seconds_selection == pytest.approx(6 * 2 * 32_768 * MILLION * 768 / 459e12)
+    # Each of parameters, two moments and EMA read and written, the gradient read: 2765 GB/s.
+    assert p.seconds_optimizer == pytest.approx(9 * (matrices + 4 * MILLION) / 2765e9)
+    moved = {t.name: t.bytes for t in p.transfers}
+    assert moved["top-k candidates"] == 4 * 32_768 * 32 * 16
+    assert moved["reconstruction"] == 4 * 32_768 * 768
+    assert moved["gradients"] == matrices + 4 * MILLION
+    assert moved["firing counts"] == 4 * MILLION
+    assert moved["AuxK counts"] == 31 * 4 * 32_768
+    # A ring of 16 (of 4) on links of 200 GB/s.
+    latent = 15 / 16 * (moved["top-k candidates"] + 2 * moved["reconstruction"] + 2 * moved["L0"])
+    data = 3 / 4 * 2 * (moved["gradients"] + moved["firing counts"])
+    assert p.seconds_interconnect == pytest.approx((latent + data) / 200e9)
+    parts = p.seconds_selection + p.seconds_sparse + p.seconds_optimizer + p.seconds_interconnect
+    assert p.seconds == pytest.approx(parts)
+    assert p.tokens_per_second == pytest.approx(131_072 / parts)
+
+
+@pytest.mark.parametrize(("select", "times"), [("float32", 6), ("tf32", 3), ("bfloat16", 1)])
+def test_precision_of_the_selection_on_a_tpu(select, times):
+    p = plan(config(mesh=(4, 16), select=select), topology("v5p:4x4x4"), 768, compile=False)
+    assert p.seconds_selection == pytest.approx(times * 2 * 32_768 * MILLION * 768 / 459e12)
+
+
+def test_pieces():
+    """Micro-batches: temporaries of a piece, a gradient and its all-reduce for each."""
+    one = plan(config(mesh=(4, 16)), topology("v5p:4x4x4"), 768, compile=False)
+    four = plan(config(mesh=(4, 16), micro_batches=4), topology("v5p:4x4x4"), 768, compile=False)
+    moved = lambda p, name: next(t.bytes for t in p.transfers if t.name == name)
+    assert moved(four, "gradients") == 4 * moved(one, "gradients")
+    assert moved(four, "reconstruction") == moved(one, "reconstruction")
+    assert four.temporaries["piece"] == four.bytes_gradients - 4 * 768
+    assert four.temporaries["candidates"] == one.temporaries["candidates"] // 4
+    # A gigabyte of pre-activations is 7,552 latents of 32,768 tokens, in whole tiles of 128.
+    assert one.temporaries["selection"] == 2 * 4 * 32_768 * 7552
+
+
+def test_temporaries_at_once():
+    """Gradients are not there while latents are chosen."""
+    parts = {"selection": 50, "candidates": 5, "tokens": 3, "codes": 1, "copies": 20, "piece": 0, "auxk": 7}
+    assert estimate.at_once(parts, gradients=10) == 4 + 45
+    assert estimate.at_once(parts, gradients=40) == 4 + 27
+
+
+def test_hosts_of_gpus():
+    """`latent` stays on a host of 8, `data` goes over the network of 400 Gbit/s."""
+    p = plan(config(n=2**18, batch=4096, mesh=(2, 8), auxk_coef=0), topology("h100:2x8"), 768, compile=False)
+    moved = {t.name: t.bytes for t in p.transfers}
+    latent = 7 / 8 * (moved["top-k candidates"] + 2 * moved["reconstruction"] + 2 * moved["L0"]) / 450e9
+    data = 1 / 2 * 2 * (moved["gradients"] + moved["firing counts"]) / 50e9
+    assert p.seconds_interconnect == pytest.approx(latent + data)
+    assert not any(t.only_auxk for t in p.transfers)
+    assert p.seconds_auxk_interconnect == p.flops_auxk_per_percent_dead == 0
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (8, 1), (1, 8), (2, 4)])
+@pytest.mark.parametrize("ema", [0.0, 0.99])
+def test_state_bytes_are_those_of_real_arrays(mesh, ema):
+    sae, training = SAEConfig(n=64, k=4), TrainingConfig(batch_size=16, ema=ema)
+    where = jax.make_mesh(mesh, ("data", "latent"), devices=jax.devices()[: mesh[0] * mesh[1]])
+    with jax.set_mesh(where):
+        sample = normalise(np.random.default_rng(0).normal(size=(32, 16)).astype(np.float32), "none")[0]
+        state = jax.jit(_make, static_argnums=(1, 2))(sample, sae, training)
+    of_first = lambda x: sum(s.data.nbytes for s in x.addressable_shards if s.device == jax.devices()[0])
+    raw = lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    real = lambda tree: sum(of_first(raw(x)) for x in jax.tree.leaves(tree))
+    found = estimate.state_bytes(estimate.Size(sae, training, 16, *mesh))
+    assert found["parameters"] == real(state.params)
+    assert found["optimizer"] == real(state.opt)
+    assert found["ema"] == real(state.ema)
+    assert sum(found.values()) == real(state)
+
+
+def test_topologies():
+    assert topology("V5P:4x4x4").count == 64
+    assert topology("v4:2x2x1").count == 4
+    assert topology("tpu7x:2x2x1").count == 8  # two devices of a chip
+    assert (topology("h100:2x8").count, topology("h100:2x8").per_host) == (16, 8)
+    assert topology("l4:1").count == 1
+    assert topology("v5e:4x4").device.memory == 15.75 * GIB
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("v9:2x2", "allowed are v4, v5e"),
+        ("v5e", "AxB chips"),
+        ("v5e:4", "AxB chips"),
+        ("v5p:4x4", "AxBxC chips"),
+        ("v5e:4xfour", "AxB chips"),
+        ("v5e:0x4", "AxB chips"),
+        ("h100:2x2x2", "HOSTSxN"),
+        ("rtx4090:2x4", "no network"),
+    ],
+)
+def test_bad_topologies(name, said):
+    with pytest.raises(BadInput, match=said) as error:
+        topology(name)
+    assert name in str(error.value)
+
+
+def test_this_machine():
+    assert topology_of("TPU v5 lite", 16, 2).name == "v5e:4x4"
+    assert topology_of("TPU v5", 64, 16).name == "v5p:4x4x4"
+    assert topology_of("TPU v5", 8, 2).name == "v5p:2x2x2"
+    assert topology_of("TPU7x", 8, 1).name == "tpu7x:1x2x2"
+    assert topology_of("NVIDIA H100 80GB HBM3", 16, 2).name == "h100:2x8"
+    assert topology_of("NVIDIA A100-SXM4-80GB", 8, 1).name == "a100-80:8"
+    with pytest.raises(BadInput, match="Radeon"):
+        topology_of("Radeon", 1, 1)
+
+
+def test_every_device_is_whole():
+    for name, device in DEVICES.items():
+        assert device.matmul["float32"] <= device.matmul["tf32"] <= device.matmul["bfloat16"], name
+        assert 2**33 < device.memory < 2**38, name
+        assert device.network is None or device.network < device.link < device.bandwidth, name
+
+
+def test_mesh_shape():
+    v5p = topology("v5p:4x4x4")
+    # 16M latents: five copies of 103 GB, of which 16 parts leave half of 95 GiB.
+    assert mesh_shape(64, v5p.device.memory, 16 * MILLION, 768, 131_072) == (4, 16)
+    assert mesh_shape(64, v5p.device.memory, MILLION, 768, 131_072) == (64, 1)
+    # Too much for any: all on latent.
+    assert mesh_shape(16, 2**34, 16 * MILLION, 768, 4096) == (1, 16)
+    # Memory unknown: all that divide the batch on data.
+    assert mesh_shape(8, None, 4096, 64, 2048) == (8, 1)
+    assert mesh_shape(6, None, 4096, 64, 2048) == (4, 1)
+    assert mesh_shape(1, 2**30, 4096, 64, 2047) == (1, 1)
+    # A batch that 8 does not divide, latents that it does.
+    assert mesh_shape(8, None, 4096, 64, 30) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "d", "said"),
+    [
+        ({"mesh": (8, 16)}, 768, "asks for 128 devices"),
+        ({"mesh": (0, 4)}, 768, "two positive numbers"),
+        ({"mesh": (3, 1)}, 768, "--batch-size 131072"),
+        ({"mesh": (64, 1), "micro_batches": 4096}, 768, "in --micro-batches 4096: give a multiple of 262144"),
+        ({"mesh": (1, 64), "n": 1000}, 768, "--sae.n 1000"),
+        ({}, 0, "--d-model is 0"),
+    ],
+)
+def test_bad_plans(given, d, said):
+    with pytest.raises(BadInput, match=said):
+        plan(config(**given), topology("v5p:4x4x4"), d, compile=False)
