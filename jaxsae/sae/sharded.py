@@ -37,7 +37,7 @@ class Output:
     views: tuple  # [B@data, d] each: the reconstruction, and further ones that training holds against the objective
     l0: Any  # [B@data] latents with a value above 0
     fired: Any  # [n@latent] tokens on which each latent had one
-    least: Any  # the smallest value above 0
+    least: Any = None  # the smallest value above 0
     penalty: Any = None  # [B@data] the sparsity term, summed over latents
     frozen: Any = None  # [B@data, d] a reconstruction whose decoder gets no gradient, to be held against the input
     ehat: Any = None  # [B@data, d] what AuxK's dead latents make of it, where they are asked for
@@ -91,7 +91,7 @@ def autoencode(
             views=tuple(map(of_view, masks)),
             l0=layout.sum_latents(count.sum(1)),
             fired=layout.sum_tokens(fired),
-            least=layout.least(lax.stop_gradient(jnp.where(active, v, jnp.inf).min())),
+            least=_least(v, active, layout) if terms and act.observe else None,
             penalty=_penalty(act, v, slots, terms, layout) if terms and act.penalties else None,
             frozen=_frozen(sae, act.frozen(slots), chosen, layout) if terms and act.frozen else None,
             ehat=ehat,
@@ -105,7 +105,7 @@ def autoencode(
         (TOKENS,) * len(weights),
         TOKENS,
         LATENTS,
-        EVERYWHERE,
+        EVERYWHERE if terms and act.observe else None,
         some(terms and act.penalties),
         some(terms and act.frozen),
         some(dead is not None),
@@ -135,6 +135,10 @@ def _masks(sae: SAE, act, v, chosen, layout):
 def _penalty(act, v, slots, terms, layout):
     penalty = PENALTIES[terms.penalty or act.penalties[0]]
     return penalty.finish(layout.sum_latents(penalty.each(v, slots, terms).sum(1)), terms)
+
+
+def _least(v, active, layout):
+    return layout.least(lax.stop_gradient(jnp.where(active, v, jnp.inf).min()))
 
 
 def _frozen(sae, v, chosen, layout):

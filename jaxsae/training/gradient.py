@@ -35,7 +35,7 @@ def make_gradient(sae: SAEConfig, training: TrainingConfig, k_aux: int) -> Calla
     """gradient(params, batch, dead, coefficients) -> (gradient, metrics, firing counts [n@latent], least).
 
     `batch` is a pair of normalised arrays [B@data, d], what goes in and what should come out; `dead` [n@latent] marks
-    the latents that AuxK may use; `least` is the smallest value above 0.
+    the latents that AuxK may use; `least` is the smallest value above 0, for families that want to know.
     """
     check_pieces(sae, training)
     fidelity, how, pieces = objectives.get(training.objective), sae.selection(), training.micro_batches
@@ -79,17 +79,18 @@ def make_gradient(sae: SAEConfig, training: TrainingConfig, k_aux: int) -> Calla
 
         def error(piece):
             (x, y), chosen = piece
-            return y - autoencode(params, x, chosen, how).xhat
+            return y - autoencode(params, x, chosen, how, sae.terms()).xhat
 
         def total(dead, *auxk):
             def add(carry, piece):
                 grads, fired = carry
-                part, (metrics, more, least) = derivative(params, *piece, weigh, *auxk)
-                return (jax.tree.map(jnp.add, grads, part), fired + more), (metrics, least)
+                part, (metrics, more, _) = derivative(params, *piece, weigh, *auxk)
+                return (jax.tree.map(jnp.add, grads, part), fired + more), metrics
 
             nothing = jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(dead, jnp.int32)
-            (grads, fired), (metrics, least) = lax.scan(add, nothing, (batch, chosen))
-            return grads, (jax.tree.map(lambda m: m.sum(0), metrics), fired, least.min())
+            (grads, fired), metrics = lax.scan(add, nothing, (batch, chosen))
+            # What families observe, they observe in whole batches only.
+            return grads, (jax.tree.map(lambda m: m.sum(0), metrics), fired, None)
 
         def with_auxk(dead):
             e = lax.map(error, (batch, chosen))

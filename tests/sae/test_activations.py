@@ -35,7 +35,7 @@ def run(g, names, config, coefficients, extra=(), k_aux=12, dead=None):
     gradient = make_gradient(config, TrainingConfig(batch_size=len(x)), k_aux)
     with jax.set_mesh(mesh):
         grads, metrics, _, least = jax.jit(lambda p: gradient(p, (x, x), dead, Coefficients(*coefficients)))(sae)
-    return jax.device_get(grads), {name: float(value) for name, value in metrics.items()}, float(least)
+    return jax.device_get(grads), {name: float(value) for name, value in metrics.items()}, least
 
 
 def compare(grads, g, names, prefix="grad", atol=1e-11):

@@ -60,6 +60,12 @@ def test_loss_and_gradients_equal_dense(x64, mesh, dead_share):
     check(*compiled_gradient(make_mesh(*mesh), sae, x, dead), sae, x, dead)
 
 
+def test_one_shard_may_own_all_the_dead(x64):
+    sae, x, _ = problem(0.0)
+    dead = jnp.arange(n) < n // 8
+    check(*compiled_gradient(make_mesh(1, 8), sae, x, dead), sae, x, dead)
+
+
 @pytest.mark.parametrize("dead_share", [0.0, 0.9])
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 4), (1, 8)], ids=str)
 def test_blocks_of_latents_do_not_show(x64, monkeypatch, mesh, dead_share):
