@@ -47,7 +47,9 @@ def directions(key, n: int, d: int, dtype=jnp.float32, sharding=None):
 def orthogonal(key, n: int, d: int, dtype=jnp.float32, sharding=None):
     """A uniformly random [n, d] whose columns are orthonormal: its rows are a tight frame (n >= d)."""
     A = jax.random.normal(key, (n, d), dtype, out_sharding=sharding)
-    eigenvalues, V = jnp.linalg.eigh(jnp.matmul(A.T, A, precision="highest", out_sharding=P()))
+    eigenvalues, V = jnp.linalg.eigh(
+        jnp.matmul(A.T, A, precision="highest", out_sharding=None if sharding is None else P())
+    )
     return jnp.matmul(A, (V / jnp.sqrt(eigenvalues)) @ V.T, precision="highest")
 
 

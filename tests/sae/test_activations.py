@@ -6,11 +6,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxsae
+from jaxsae.errors import BadInput
 from jaxsae.mesh import make_mesh
+from jaxsae.sae.activations import batch_topk
 from jaxsae.sae.activations.interface import Slots, Terms
 from jaxsae.sae.activations.jumprelu import jump
 from jaxsae.sae.activations.penalties import PENALTIES, active
 from jaxsae.sae.activations.prolu import prolu_relu, prolu_ste
+from jaxsae.sae.files import save
+from jaxsae.sae.init import like_torch, orthogonal
+from jaxsae.sae.sharded import autoencode, choose
 from jaxsae.sae.struct import SAE, Spec
 from jaxsae.training.config import SAEConfig, TrainingConfig
 from jaxsae.training.gradient import Coefficients, make_gradient
@@ -180,3 +186,49 @@ def test_meshes_do_not_show(x64, family, prefixes):
     one = result((1, 1))
     for shape in ((2, 4), (8, 1)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), result(shape), one)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_autoencoder_encodes_as_training_did(tmp_path, family):
+    c = config(family, n=64, decoder="normalised" if family == "relu" else "unit_norm", prefixes=(16, 64))
+    sae = dense.random_sae(jax.random.key(0), 64, 12, c.spec(), jnp.float32)
+    names = {"jumprelu": ("log_threshold",), "gated": ("r_mag", "b_mag"), "batch_topk": ("threshold",)}
+    extra = {name: jnp.linspace(-1, 1, 64) for name in names.get(family, ())}
+    # BatchTopK has one threshold for all latents.
+    extra = {name: jnp.full(64, 0.3) if name == "threshold" else value for name, value in extra.items()}
+    x = jax.random.normal(jax.random.key(1), (3, 5, 12))
+    save(sae.replace(extra=extra), tmp_path, {})
+    sae = jaxsae.load(tmp_path)
+    assert sae.spec == c.spec()
+    code = jaxsae.encode(sae, x)
+    with jax.set_mesh(make_mesh(1, 1)):
+        flat = x.reshape(-1, 12)
+        out = autoencode(sae, flat, choose(sae, flat))
+    np.testing.assert_allclose(jaxsae.decode(sae, code).reshape(-1, 12), out.xhat, atol=1e-5)
+    z = jaxsae.dense(code, 64)
+    np.testing.assert_array_equal((z > 0).sum(-1).reshape(-1), out.l0)
+    # No slot too many: k of them, or as many as the token with the most latents uses.
+    assert code.values.shape[-1] == (K if family in ("topk", "multi_topk") else int(out.l0.max()))
+
+
+def test_what_only_a_whole_batch_knows_is_not_computed_in_pieces():
+    for c in (config("batch_topk"), config("jumprelu", target_l0=4.0)):
+        with pytest.raises(BadInput, match="whole batch"):
+            make_gradient(c, TrainingConfig(micro_batches=2), 8)
+
+
+def test_the_threshold_of_batch_topk_is_the_mean_of_what_it_saw():
+    extra, seen = {"threshold": jnp.zeros(3)}, [2.0, 4.0, 9.0]
+    for step, value in enumerate(seen):
+        extra = batch_topk.ACTIVATION.observe(extra, jnp.asarray(value), jnp.asarray(step))
+    np.testing.assert_allclose(extra["threshold"], 5.0, rtol=1e-6)
+    # Nothing was active.
+    extra = batch_topk.ACTIVATION.observe(extra, jnp.asarray(jnp.inf), jnp.asarray(3))
+    np.testing.assert_allclose(extra["threshold"], 5.0, rtol=1e-6)
+
+
+def test_the_decoder_of_the_end_to_end_paper_is_a_tight_frame():
+    W = orthogonal(jax.random.key(0), 96, 12)
+    np.testing.assert_allclose(W.T @ W, np.eye(12), atol=1e-5)
+    sae = like_torch(jax.random.key(0), config("relu", decoder="normalised").spec(), 96, 12)
+    assert float(jnp.abs(sae.W_enc).max()) <= 12**-0.5 and float(jnp.abs(sae.b_dec).max()) <= 96**-0.5

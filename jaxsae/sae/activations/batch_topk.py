@@ -1,7 +1,8 @@
 """BatchTopK: keep the B k largest positive pre-activations of a whole batch of B tokens (Bussmann et al. 2024).
 
 The batch is that of all devices. A token has at most MOST k latents. Outside training a latent is kept where it
-exceeds a threshold that training estimates: the mean over steps (the last thousand or so) of the least value kept.
+exceeds a threshold, the same for all latents, that training estimates: the mean over steps (the last thousand or so)
+of the least value kept.
 """
 
 import jax
