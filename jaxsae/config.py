@@ -12,7 +12,7 @@ from jaxsae.data.config import DataConfig
 from jaxsae.errors import BadInput
 from jaxsae.lm.config import LMConfig
 from jaxsae.processes import DistributedConfig
-from jaxsae.training.config import SAEConfig, TrainingConfig
+from jaxsae.training.config import SAEConfig, TrainingConfig, check_pieces
 from jaxsae.training.logs import LogConfig
 
 # The fields of these become flags without a prefix.
@@ -39,6 +39,7 @@ class Config:
     def __post_init__(self):
         if self.resume and self.run is None:
             raise BadInput("--resume needs --run DIR, the folder to go on with")
+        check_pieces(self.sae, self.training)
         if self.eval_tokens < 1:
             raise BadInput(f"--eval-tokens is {self.eval_tokens}: give at least 1")
 
@@ -69,11 +70,15 @@ def from_json(path: Path) -> Config:
         said = json.loads(path.read_text())
         parts = {f.name: said[f.name] for f in dataclasses.fields(Config) if f.name != "distributed"}
         kinds = {"model": LMConfig, "data": DataConfig, "sae": SAEConfig, "training": TrainingConfig, "log": LogConfig}
-        as_tuples = lambda d: {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
-        parts |= {name: kind(**as_tuples(parts[name])) for name, kind in kinds.items()}
+        parts |= {name: kind(**with_tuples(parts[name])) for name, kind in kinds.items()}
         return Config(**parts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path} is not the configuration of a run: {error}") from error
+
+
+def with_tuples(facts: dict) -> dict:
+    """Facts from JSON, which has lists where a configuration has tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
 
 
 def differences(saved: Config, given: Config) -> list[str]:

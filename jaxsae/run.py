@@ -123,7 +123,7 @@ def _config_of_export(folder: Path) -> Config:
     return Config(
         model=LMConfig(about["lm"] or "embedded", about["hook"], process_weights=about["process_weights"]),
         data=DataConfig(text, activations=about["activations"], context=about["context"]),
-        sae=SAEConfig(n=about["n"], **about["spec"]),
+        sae=SAEConfig(n=about["n"], **configs.with_tuples(about["spec"])),
         training=TrainingConfig(**{name: about[name] for name in training}),
     )
 
@@ -174,7 +174,7 @@ def _exported(config: Config, state: TrainState) -> SAE:
 def _raw(state: TrainState) -> SAE:
     """The weights without EMA."""
     params = state.params
-    return params.replace(W_dec=unit_rows(params.W_dec)) if params.spec.decoder == "unit_norm" else params
+    return params.replace(W_dec=unit_rows(params.W_dec)) if params.spec.decoder != "free" else params
 
 
 def _measure(config: Config, setting: Setting, state: TrainState, tokens: int) -> tuple[dict, dict]:

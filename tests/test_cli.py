@@ -223,8 +223,11 @@ def test_activations_from_files(shards, tmp_path, capsys):
         "--ema 0 --auxk-coef 0 --sae.decoder free --skip-first --batch-size 250",
         "--hook blocks.1.mlp.hook_post --process-weights --lm-products bfloat16 --sae.select bfloat16 --sae.n 100",
         "--sae.normalise none --sae.no-subtract-b-dec --sae.n 8 --sae.k 8 --k-aux 20 --dead-after 1",
+        "--sae.activation batch_topk --sae.n 64 --sae.prefixes 16 64",
+        "--sae.activation jumprelu --sae.n 64 --sae.target-l0 8 --sae.bandwidth 0.1",
+        "--sae.activation relu --sae.n 64 --sae.decoder normalised --sae.init orthogonal --sae.penalty lp --sae.p 0.5",
     ],
-    ids=["without extras", "neurons", "tiny"],
+    ids=["without extras", "neurons", "tiny", "batch_topk", "jumprelu", "relu"],
 )
 def test_options(flags, tmp_path, options):
     run = ["--run", str(tmp_path / "run"), *flags, "--tokens", "5120", "--log-every", "100", *options.split()]

@@ -159,7 +159,7 @@ def phases(size: Size) -> list[Phase]:
 
 def auxk_phase(size: Size, dead: float) -> Phase:
     """AuxK where the share `dead` of the latents is dead: five products [b, d] x [d, dead m], float32."""
-    rows = dead * size.m if size.training.auxk_coef else 0
+    rows = dead * size.m if size.training.auxk_weight(size.sae.activation) else 0
     # Pre-activations, reconstruction, and three of the gradient. A threshold of 31 bits looks at [b, dead m] as often.
     return Phase("auxk", int(5 * 2 * size.b * rows * size.d), int(4 * rows * (5 * size.d + 36 * size.b)), "float32")
 
@@ -193,7 +193,7 @@ def transfers(size: Size) -> list[Transfer]:
             Transfer("gradients", "all-reduce", "data", pieces * size.matrices),
             Transfer("firing counts", "all-reduce", "data", pieces * 4 * m),
         ]
-    if S > 1 and size.training.auxk_coef:
+    if S > 1 and size.training.auxk_weight(size.sae.activation):
         found += [
             # One for each bit of the threshold.
             Transfer("AuxK counts", "all-reduce", "latent", 31 * 4 * b, True),

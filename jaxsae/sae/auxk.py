@@ -22,6 +22,7 @@ from jaxsae.precision import matmul
 from jaxsae.sae.layout import Layout
 from jaxsae.sae.select import bias
 from jaxsae.sae.struct import SAE
+from jaxsae.sae.threshold import reached_by
 
 ROWS = 512
 # Blocks whose pre-activations are kept at most, whatever memory is allowed.
@@ -182,22 +183,9 @@ def _threshold(weights, x, blocks: Blocks, k_aux, crowded, layout):
         best = lax.fori_loop(kept, jnp.where(crowded, blocks.count, kept), candidates, best)
 
     def reached(least):
-        """How many candidates of each token are at least so large, [B]."""
         above = lambda z: (z >= least[:, None]).sum(1, dtype=jnp.int32)
         in_blocks = lambda t, total: total + above(blocks.z[t])
         total = lax.fori_loop(0, jnp.minimum(blocks.count, kept), in_blocks, above(best))
-        return layout.sum_latents(total)
+        return layout.sum_latents(total) >= k_aux
 
-    # Positive floats are in the order of their bits, read as integers: set them one by one, the highest first.
-    integer = jnp.int32 if x.dtype.itemsize == 4 else jnp.int64
-    bits = 8 * x.dtype.itemsize - 1
-
-    def set_bit(step, pattern):
-        higher = pattern | (jnp.ones_like(pattern) << (bits - 1 - step).astype(integer))
-        # Patterns of NaN are at most nothing, so they are not taken.
-        taken = reached(lax.bitcast_convert_type(higher, x.dtype)) >= k_aux
-        return jnp.where(taken, higher, pattern)
-
-    zero = jnp.zeros_like(x, integer, shape=(tokens,))
-    pattern = lax.fori_loop(0, jnp.where(crowded, bits, 0), set_bit, zero)
-    return lax.bitcast_convert_type(pattern, x.dtype)[:, None]
+    return reached_by(reached, jnp.zeros_like(x, shape=(tokens,)), crowded)[:, None]

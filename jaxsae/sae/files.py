@@ -103,7 +103,8 @@ def _said(file: Path) -> dict:
 
 
 def _spec(said: dict, file: Path) -> Spec:
-    wanted = [f.name for f in dataclasses.fields(Spec)]
+    # What has a default came after the first files were written, and they mean it.
+    wanted = [f.name for f in dataclasses.fields(Spec) if f.default is dataclasses.MISSING]
     spec = said.get("spec", {})
     missing = [name for name in wanted if name not in spec]
     if missing or said.get("format") != FORMAT:
@@ -114,7 +115,8 @@ def _spec(said: dict, file: Path) -> Spec:
             f"{file} does not say what its arrays mean, and nothing is guessed: "
             f"{CONFIG} beside it must say {', '.join(missing)}"
         )
-    return Spec(**{name: spec[name] for name in wanted})
+    known = {f.name: spec[f.name] for f in dataclasses.fields(Spec) if f.name in spec}
+    return Spec(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
 
 
 class _Rows:

@@ -4,13 +4,17 @@ R rows of the sample, d width, n latents. Everything is in normalised units.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from jaxsae.sae import activations
 from jaxsae.sae.struct import SAE, Spec
+
+Init = Literal["tied", "orthogonal"]
 
 
 def geometric_median(x, steps: int = 100, tolerance: float = 1e-5):
@@ -40,6 +44,35 @@ def directions(key, n: int, d: int, dtype=jnp.float32, sharding=None):
     return W / jnp.sqrt((W * W).sum(-1, keepdims=True))
 
 
+def orthogonal(key, n: int, d: int, dtype=jnp.float32, sharding=None):
+    """A uniformly random [n, d] whose columns are orthonormal: its rows are a tight frame (n >= d)."""
+    A = jax.random.normal(key, (n, d), dtype, out_sharding=sharding)
+    eigenvalues, V = jnp.linalg.eigh(
+        jnp.matmul(A.T, A, precision="highest", out_sharding=None if sharding is None else P())
+    )
+    return jnp.matmul(A, (V / jnp.sqrt(eigenvalues)) @ V.T, precision="highest")
+
+
+def like_torch(key, spec: Spec, n: int, d: int, dtype=jnp.float32, sharding=None) -> SAE:
+    """PyTorch's default of linear layers; the decoder a tight frame, not normalised (Braun et al. 2024, their code)."""
+    keys = jax.random.split(key, 5)
+    vector = None if sharding is None else P(sharding[0])
+    uniform = lambda key, shape, bound, where: jax.random.uniform(key, shape, dtype, -bound, bound, out_sharding=where)
+    return SAE(
+        uniform(keys[0], (n, d), d**-0.5, sharding),
+        uniform(keys[1], (n,), d**-0.5, vector),
+        orthogonal(keys[2], n, d, dtype, sharding),
+        uniform(keys[3], (d,), n**-0.5, None),
+        spec,
+        _extra(keys[4], spec, n, dtype, sharding),
+    )
+
+
+def _extra(key, spec: Spec, n: int, dtype, sharding):
+    extra = activations.get(spec.activation).init(key, n, dtype)
+    return extra if sharding is None else jax.tree.map(lambda a: jax.reshard(a, P(sharding[0])), extra)
+
+
 def initialise(key, spec: Spec, n: int, b_dec, reconstruct: Callable, sharding=None) -> SAE:
     """An autoencoder with b_dec [d], unit-norm decoder rows in random directions, and the encoder parallel to it.
 
@@ -49,7 +82,7 @@ def initialise(key, spec: Spec, n: int, b_dec, reconstruct: Callable, sharding=N
     d = len(b_dec)
     rows_key, extra_key, probe_key = jax.random.split(key, 3)
     W = directions(rows_key, n, d, b_dec.dtype, sharding)
-    sae = SAE(W, jnp.zeros_like(W[:, 0]), W, b_dec, spec, activations.get(spec.activation).init(extra_key, n))
+    sae = SAE(W, jnp.zeros_like(W[:, 0]), W, b_dec, spec, _extra(extra_key, spec, n, b_dec.dtype, sharding))
     probe = directions(probe_key, 256, d, b_dec.dtype) + b_dec
     norm = jnp.sqrt(((reconstruct(sae, probe) - b_dec) ** 2).sum(1)).mean()
     return sae.replace(W_enc=sae.W_enc / norm)

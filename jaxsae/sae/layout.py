@@ -39,6 +39,15 @@ class Layout:
         """Sum over the shards of the tokens."""
         return lax.psum(x, self.data) if self.data else x
 
+    def least(self, x):
+        """The smallest of x over all shards of tokens and latents, [] -> []."""
+        axes = tuple(axis for axis in (self.data, self.latent) if axis)
+        return lax.pmin(x, axes) if axes else x
+
+    def first_latent(self, n: int):
+        """The number of this shard's first latent, of n in each."""
+        return lax.axis_index(self.latent) * n if self.latent else 0
+
     def among_largest(self, v, k: int):
         """Which of v [B, c], each shard's candidates in falling order, are among the k largest of all shards' rows."""
         if not self.latent:

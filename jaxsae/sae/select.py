@@ -35,12 +35,15 @@ def bias(sae: SAE):
     return sae.b_dec if sae.spec.subtract_b_dec else jnp.zeros_like(sae.b_dec)
 
 
-def support(sae: SAE, x, layout: Layout = ALONE, how: Selection = EXACT) -> Support:
-    """The support of normalised x [B, d] among this shard's latents. Nothing here has a gradient."""
+def support(sae: SAE, x, layout: Layout = ALONE, how: Selection = EXACT, training: bool = False) -> Support | None:
+    """The support of normalised x [B, d] among this shard's latents, without gradient; None for a dense family."""
+    choose = activations.get(sae.spec.activation).support
+    if choose is None:
+        return None
     sae, x = lax.stop_gradient((sae, x))
     weights = layout.vary(sae.W_enc, sae.b_enc, x - bias(sae))
     top = lambda k: largest(*weights, min(k, sae.n), how)
-    return activations.get(sae.spec.activation).support(top, sae.extra, sae.spec, layout)
+    return choose(top, sae.extra, sae.spec, layout, training)
 
 
 def largest(W, b, x, k: int, how: Selection):

@@ -11,7 +11,7 @@ from jaxsae.sae import activations
 from jaxsae.sae.layout import EVERYWHERE, LATENTS
 
 Normalise = Literal["unit_norm", "ln_std", "none"]
-Decoder = Literal["unit_norm", "free"]
+Decoder = Literal["unit_norm", "free", "normalised"]
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,12 @@ class Spec:
     normalise: Normalise
     """What happens to each token first: see normalise.py."""
     decoder: Decoder
-    """`unit_norm`: rows of W_dec are kept at norm 1 in training. `free`: they are not."""
+    """`unit_norm`: rows of W_dec are kept at norm 1 in training. `free`: they are not. `normalised`: whatever their
+    norms, they are divided by them wherever they are used (Braun et al. 2024)."""
     subtract_b_dec: bool
     """Whether the encoder sees x - b_dec or x."""
+    prefixes: tuple[int, ...] = ()
+    """Matryoshka: numbers of first latents that reconstruct by themselves too, in training; the last is n."""
 
     def __post_init__(self):
         activations.get(self.activation)

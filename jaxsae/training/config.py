@@ -6,6 +6,9 @@ from typing import Literal
 
 from jaxsae.errors import BadInput
 from jaxsae.precision import Products
+from jaxsae.sae import activations
+from jaxsae.sae.activations.interface import Terms
+from jaxsae.sae.init import Init
 from jaxsae.sae.select import Selection
 from jaxsae.sae.struct import Decoder, Normalise, Spec
 
@@ -16,8 +19,23 @@ class SAEConfig:
     """Number of latents."""
     k: int = 32
     """Latents kept per token."""
-    activation: Literal["topk"] = "topk"
+    activation: Literal["topk", "multi_topk", "batch_topk", "jumprelu", "gated", "prolu_relu", "prolu_ste", "relu"] = (
+        "topk"
+    )
     """Activation function."""
+    prefixes: tuple[int, ...] = ()
+    """Matryoshka: numbers of first latents that must reconstruct by themselves too."""
+    init: Init = "tied"
+    """First weights: tied, the encoder parallel to a random decoder (Gao et al. 2024), or orthogonal, PyTorch's default
+    encoder and a tight frame as decoder (Braun et al. 2024)."""
+    penalty: str = ""
+    """Sparsity term of families that have one; their own unless given: l1, lp, tanh, l0, gate."""
+    p: float = 1.0
+    """Exponent of the penalty lp."""
+    bandwidth: float = 0.001
+    """Width of the straight-through gradients of jumprelu's thresholds."""
+    target_l0: float | None = None
+    """The penalty becomes (penalty / target - 1)^2: with jumprelu's l0, the L0 that training steers to."""
     normalise: Normalise = "unit_norm"
     """Per-token normalisation, saved with the autoencoder: unit_norm as in Gao et al. 2024, ln_std as in their code."""
     decoder: Decoder = "unit_norm"
@@ -37,11 +55,28 @@ class SAEConfig:
         if not 0 < self.select_memory < math.inf:
             raise BadInput(f"--sae.select-memory is {self.select_memory}: give a positive number of gigabytes")
 
+        allowed = activations.get(self.activation).penalties
+        if self.penalty and self.penalty not in allowed:
+            raise BadInput(f"--sae.penalty is {self.penalty}: {self.activation} allows {', '.join(allowed) or 'none'}")
+        if self.target_l0 is not None and self.activation != "jumprelu":
+            raise BadInput(f"--sae.target-l0 is given: {self.activation} has no L0 that could be steered, jumprelu has")
+        if not 0 < self.p <= 1 or not 0 < self.bandwidth < math.inf:
+            raise BadInput(f"--sae.p is {self.p}, --sae.bandwidth {self.bandwidth}: give 0 < p <= 1, bandwidth > 0")
+        if self.target_l0 is not None and not 0 < self.target_l0 <= self.n:
+            raise BadInput(f"--sae.target-l0 is {self.target_l0}: allowed is above 0 to --sae.n, which is {self.n}")
+        if list(self.prefixes) != sorted({m for m in self.prefixes if 0 < m <= self.n}) or (
+            self.prefixes and self.prefixes[-1] != self.n
+        ):
+            raise BadInput(f"--sae.prefixes {self.prefixes}: give rising numbers, the last one --sae.n, {self.n}")
+
+    def terms(self) -> Terms:
+        return Terms(self.penalty, self.p, self.bandwidth)
+
     def selection(self) -> Selection:
         return Selection(self.select, int(self.select_memory * 1e9))
 
     def spec(self) -> Spec:
-        return Spec(self.activation, self.k, self.normalise, self.decoder, self.subtract_b_dec)
+        return Spec(self.activation, self.k, self.normalise, self.decoder, self.subtract_b_dec, tuple(self.prefixes))
 
 
 @dataclass(frozen=True)
@@ -58,8 +93,11 @@ class TrainingConfig:
     """Learning rate; 2e-4 / sqrt(n / 2^14) unless given."""
     seed: int = 0
     """Seed of the weights and of the order of the data."""
-    auxk_coef: float = 1 / 32
-    """Weight of AuxK, the loss that revives dead latents; 0 turns it off."""
+    sparsity: float = 1.0
+    """Weight of the sparsity term of families that have one."""
+    auxk_coef: float | None = None
+    """Weight of AuxK, the loss that revives dead latents, 0 for none; 1/32 for the TopK families, else none, unless
+    given."""
     k_aux: int | None = None
     """Dead latents used per token by AuxK; the power of two closest to d / 2 unless given."""
     dead_after: int | None = None
@@ -83,7 +121,7 @@ class TrainingConfig:
             raise BadInput(f"--ema is {self.ema}: allowed is 0 (off) up to, not including, 1")
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise BadInput(f"--lr is {self.lr}: give a positive learning rate")
-        if not 0 <= self.auxk_coef < math.inf:
+        if self.auxk_coef is not None and not 0 <= self.auxk_coef < math.inf:
             raise BadInput(f"--auxk-coef is {self.auxk_coef}: give 0 (off) or more")
         for name in ("k_aux", "dead_after"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
@@ -99,6 +137,12 @@ class TrainingConfig:
         """The rule read off fig. 3 of Gao et al. 2024: 2e-4 / sqrt(n / 2^14)."""
         return self.lr if self.lr is not None else 2e-4 / (n / 2**14) ** 0.5
 
+    def auxk_weight(self, activation: str) -> float:
+        """1/32 (app. A.2) where exactly so many latents are active as k says; families with a penalty choose theirs."""
+        return (
+            self.auxk_coef if self.auxk_coef is not None else 0.0 if activations.get(activation).penalties else 1 / 32
+        )
+
     def ema_decay(self) -> float:
         """0.999 (app. A.5), whose average spans about 1000 steps; short runs would drag their beginning along."""
         return self.ema if self.ema is not None else max(0.0, min(0.999, 1 - 10 / self.steps))
@@ -106,3 +150,12 @@ class TrainingConfig:
     def dead_window(self) -> int:
         """Idle tokens after which a latent counts as dead."""
         return self.dead_after if self.dead_after is not None else max(1, min(10_000_000, self.tokens // 5))
+
+
+def check_pieces(sae: SAEConfig, training: TrainingConfig):
+    """Raises BadInput where the loss of a batch is not the sum of its pieces' losses."""
+    if training.micro_batches > 1 and (sae.activation == "batch_topk" or sae.target_l0 is not None):
+        what = "batch_topk chooses latents" if sae.activation == "batch_topk" else "--sae.target-l0 holds the mean L0"
+        raise BadInput(
+            f"--micro-batches is {training.micro_batches}, but {what} over the whole batch: give --micro-batches 1"
+        )

@@ -13,7 +13,9 @@ from jaxsae.sae.struct import SAE
 
 def make_optimizer(decoder: str, beta1=0.9, beta2=0.999, eps=6.25e-10) -> optax.GradientTransformationExtraArgs:
     """For a decoder constraint of `Spec.decoder`; `update` takes the learning rate as `lr=`, so it can be traced."""
-    constraint = {"unit_norm": (project_decoder_gradient(), renormalise_decoder()), "free": ()}[decoder]
+    constraint = {"unit_norm": (project_decoder_gradient(), renormalise_decoder()), "free": (), "normalised": ()}[
+        decoder
+    ]
     before, after = constraint[:1], constraint[1:]
     return optax.chain(*before, optax.scale_by_adam(beta1, beta2, eps), scale_by_learning_rate(), *after)
 
@@ -68,6 +70,6 @@ def ema_update(ema: SAE, params: SAE, decay: float) -> SAE:
 def ema_weights(ema: SAE, step, decay: float) -> SAE:
     """The bias-corrected average after `step` updates, its decoder rows unit norm again where the spec wants that."""
     average = jax.tree.map(lambda e: e / (1 - decay**step), ema)
-    if average.spec.decoder == "unit_norm":
+    if average.spec.decoder != "free":
         average = average.replace(W_dec=unit_rows(average.W_dec))
     return average

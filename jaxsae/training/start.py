@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxsae.sae.init import geometric_median, initialise, mse_scale
+from jaxsae.sae.init import geometric_median, initialise, like_torch, mse_scale
 from jaxsae.sae.normalise import normalise
 from jaxsae.sae.sharded import reconstruct_copies
 from jaxsae.training.config import SAEConfig, TrainingConfig
@@ -24,7 +24,10 @@ def _make(sample, sae: SAEConfig, training: TrainingConfig) -> TrainState:
     key, weights_key = jax.random.split(jax.random.key(training.seed))
     sample = normalise(sample, spec.normalise)[0]
     run = partial(reconstruct_copies, how=sae.selection())
-    params = initialise(weights_key, spec, sae.n, geometric_median(sample), run, P("latent", None))
+    if sae.init == "tied":
+        params = initialise(weights_key, spec, sae.n, geometric_median(sample), run, P("latent", None))
+    else:
+        params = like_torch(weights_key, spec, sae.n, sample.shape[1], sample.dtype, P("latent", None))
     return TrainState(
         params=params,
         opt=make_optimizer(spec.decoder).init(params),

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxsae.sae import activations
 from jaxsae.sae.normalise import normalise
 from jaxsae.sae.struct import SAE
 from jaxsae.training.config import SAEConfig, TrainingConfig
-from jaxsae.training.gradient import make_gradient
+from jaxsae.training.gradient import Coefficients, make_gradient
 from jaxsae.training.optimizer import ema_update, norm
 
 # Idle tokens are counted up to here, far beyond any dead window, so that int32 cannot wrap.
@@ -43,7 +44,7 @@ class TrainState:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["lr", "auxk_coef", "dead_window"],
+    data_fields=["lr", "auxk_coef", "sparsity", "dead_window"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -52,26 +53,32 @@ class Hyper:
 
     lr: Any
     auxk_coef: Any
+    sparsity: Any
     dead_window: Any
 
 
 def hyper(sae: SAEConfig, training: TrainingConfig) -> Hyper:
-    return Hyper(training.learning_rate(sae.n), training.auxk_coef, training.dead_window())
+    return Hyper(
+        training.learning_rate(sae.n), training.auxk_weight(sae.activation), training.sparsity, training.dead_window()
+    )
 
 
 def make_step(sae: SAEConfig, training: TrainingConfig, optimizer, k_aux: int):
     """step(state, x, hyper) -> (state, metrics) for x [B@data, d] in the units of its source; to be jitted."""
-    gradient = make_gradient(sae, training, k_aux)
+    gradient, observe = make_gradient(sae, training, k_aux), activations.get(sae.activation).observe
 
     def step(state: TrainState, x, hyper: Hyper):
         x, _, _ = normalise(x, sae.normalise)
         # AuxK sees the counters from before the step, so that neither the mesh nor micro-batches change it.
         dead = state.idle >= hyper.dead_window
-        grads, metrics, fired = gradient(state.params, (x, x), dead, state.mse_scale, hyper.auxk_coef)
+        weigh = Coefficients(state.mse_scale, hyper.auxk_coef, hyper.sparsity)
+        grads, metrics, fired, least = gradient(state.params, (x, x), dead, weigh)
         # Else XLA moves parts of the update into both branches of the gradient, with arrays as large as it is.
         grads = jax.lax.optimization_barrier(grads)
         updates, opt = optimizer.update(grads, state.opt, state.params, lr=hyper.lr)
         params = optax.apply_updates(state.params, updates)
+        if observe is not None:
+            params = params.replace(extra=observe(params.extra, least, state.step))
         idle = jnp.where(fired > 0, 0, jnp.minimum(state.idle + len(x), IDLE_CAP))
         metrics |= {"dead_fraction": (idle >= hyper.dead_window).mean(), "grad_norm": norm(grads)}
         state = replace(

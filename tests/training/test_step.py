@@ -13,7 +13,7 @@ from jaxsae.sae import auxk, select
 from jaxsae.sae.layout import TOKENS
 from jaxsae.sae.struct import Spec
 from jaxsae.training.config import SAEConfig, TrainingConfig
-from jaxsae.training.gradient import make_gradient
+from jaxsae.training.gradient import Coefficients, make_gradient
 from jaxsae.training.optimizer import make_optimizer
 from jaxsae.training.start import abstract_state
 from jaxsae.training.step import hyper, make_step
@@ -35,12 +35,14 @@ def compiled_gradient(mesh, sae, x, dead, memory=1.0, **training):
     gradient = make_gradient(config, TrainingConfig(batch_size=B, **training), k_aux)
     with jax.set_mesh(mesh):
         args = dense.placed(mesh, sae, x, dead)
-        return jax.jit(lambda p, x, dead: gradient(p, (x, x), dead, 0.7, 1 / 32)).lower(*args).compile(), args
+        return jax.jit(lambda p, x, dead: gradient(p, (x, x), dead, Coefficients(0.7, 1 / 32, 0))).lower(
+            *args
+        ).compile(), args
 
 
 def check(run, args, sae, x, dead):
     """Loss, gradient and counts are those of the dense reference."""
-    grads, metrics, fired = run(*args)
+    grads, metrics, fired, _ = run(*args)
     want, want_grads = jax.value_and_grad(dense.loss)(sae, x, dead, 0.7, 1 / 32, k_aux)
     z = dense.code(sae, x)
     error = dense.reconstruct(sae, z) - x
@@ -56,6 +58,12 @@ def check(run, args, sae, x, dead):
 def test_loss_and_gradients_equal_dense(x64, mesh, dead_share):
     sae, x, dead = problem(dead_share)
     check(*compiled_gradient(make_mesh(*mesh), sae, x, dead), sae, x, dead)
+
+
+def test_one_shard_may_own_all_the_dead(x64):
+    sae, x, _ = problem(0.0)
+    dead = jnp.arange(n) < n // 8
+    check(*compiled_gradient(make_mesh(1, 8), sae, x, dead), sae, x, dead)
 
 
 @pytest.mark.parametrize("dead_share", [0.0, 0.9])

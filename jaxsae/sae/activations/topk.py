@@ -8,20 +8,10 @@ import jax
 from jaxsae.sae.activations.interface import Activation, Support
 
 
-def _init(key, n):
-    del key, n
-    return {}
-
-
-def _support(top, extra, spec, layout):
-    del extra
+def _support(top, extra, spec, layout, training):
+    del extra, training
     z, i = top(spec.k)
     return Support(z, i, layout.among_largest(z, spec.k))
 
 
-def _value(p, spec):
-    del spec
-    return jax.nn.relu(p)
-
-
-ACTIVATION = Activation(init=_init, support=_support, value=_value)
+ACTIVATION = Activation(value=lambda slots, terms: jax.nn.relu(slots.p), support=_support)

@@ -1,0 +1,31 @@
+"""JumpReLU: z where z > theta, with a threshold of its own for each latent (Rajamanoharan et al. 2024).
+
+A threshold gets gradient from pre-activations close to it only, as if the step were a ramp of width `bandwidth`.
+Thresholds are positive, as exponentials.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxsae.sae.activations.interface import Activation
+from jaxsae.sae.activations.penalties import threshold, window
+
+INITIAL = 0.001
+
+
+@jax.custom_vjp
+def jump(z, theta, bandwidth):
+    """z where z > theta, else 0; z and theta [B, c]."""
+    return jnp.where(z > theta, z, 0)
+
+
+jump.defvjp(
+    lambda z, theta, bandwidth: (jump(z, theta, bandwidth), (z, theta, bandwidth)),
+    lambda r, g: (jnp.where(r[0] > r[1], g, 0), -r[1] * window(*r).astype(g.dtype) * g, None),
+)
+
+ACTIVATION = Activation(
+    value=lambda slots, terms: jump(slots.p, threshold(slots), terms.bandwidth),
+    init=lambda key, n, dtype: {"log_threshold": jnp.full(n, jnp.log(INITIAL), dtype)},
+    penalties=("l0", "tanh", "l1"),
+)

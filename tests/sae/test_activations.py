@@ -1,0 +1,234 @@
+"""Every activation function: losses and gradients against other libraries' training code in float64, and its pieces
+against plain code."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsae
+from jaxsae.errors import BadInput
+from jaxsae.mesh import make_mesh
+from jaxsae.sae.activations import batch_topk
+from jaxsae.sae.activations.interface import Slots, Terms
+from jaxsae.sae.activations.jumprelu import jump
+from jaxsae.sae.activations.penalties import PENALTIES, active
+from jaxsae.sae.activations.prolu import prolu_relu, prolu_ste
+from jaxsae.sae.files import save
+from jaxsae.sae.init import like_torch, orthogonal
+from jaxsae.sae.sharded import autoencode, choose
+from jaxsae.sae.struct import SAE, Spec
+from jaxsae.training.config import SAEConfig, TrainingConfig
+from jaxsae.training.gradient import Coefficients, make_gradient
+from sae import dense
+
+K = 5
+
+
+def run(g, names, config, coefficients, extra=(), k_aux=12, dead=None):
+    """Our metrics and gradient for a golden's parameters; `names` are those of W_enc, b_enc, W_dec, b_dec."""
+    turned = lambda name: (
+        g[f"param/{name}"].T
+        if g[f"param/{name}"].shape[0] == 24 and g[f"param/{name}"].ndim == 2
+        else g[f"param/{name}"]
+    )
+    arrays = [jnp.asarray(turned(name)) for name in names]
+    x = jnp.asarray(g["x"])
+    sae = SAE(*arrays, config.spec(), {name: jnp.asarray(value) for name, value in extra})
+    dead = jnp.zeros(sae.n, bool) if dead is None else jnp.asarray(dead)
+    mesh = make_mesh(1, 1)
+    sae, x, dead = dense.placed(mesh, sae, x, dead)
+    gradient = make_gradient(config, TrainingConfig(batch_size=len(x)), k_aux)
+    with jax.set_mesh(mesh):
+        grads, metrics, _, least = jax.jit(lambda p: gradient(p, (x, x), dead, Coefficients(*coefficients)))(sae)
+    return jax.device_get(grads), {name: float(value) for name, value in metrics.items()}, least
+
+
+def compare(grads, g, names, prefix="grad", atol=1e-11):
+    for ours, theirs in zip((grads.W_enc, grads.b_enc, grads.W_dec, grads.b_dec), names):
+        want = g[f"{prefix}/{theirs}"]
+        want = want.T if want.ndim == 2 and want.shape[0] == 24 else want
+        np.testing.assert_allclose(ours, want, atol=atol * max(1, np.abs(want).max()), err_msg=theirs)
+
+
+def load(shared, name):
+    return dict(np.load(shared(f"fixtures/peers/train/{name}") / "golden.npz"))
+
+
+def config(activation, **more):
+    return SAEConfig(**{"n": 96, "k": K, "activation": activation, "normalise": "none", **more})
+
+
+NN = ("encoder.weight", "encoder.bias", "decoder.weight", "b_dec")
+
+
+def test_relu_with_l1(x64, shared):
+    g = load(shared, "dl_standard")
+    names = ("encoder.weight", "encoder.bias", "decoder.weight", "bias")
+    grads, metrics, _ = run(g, names, config("relu"), (24.0, 0.0, 0.1 * 24))
+    np.testing.assert_allclose(metrics["loss"], g["loss/loss"], rtol=1e-12)
+    np.testing.assert_allclose(24 * metrics["penalty"], g["loss/sparsity_loss"], rtol=1e-12)
+    compare(grads, g, names)
+
+
+def test_relu_with_l1_weighted_by_decoder_norms(x64, shared):
+    g, names = load(shared, "saelens_standard"), ("W_enc", "b_enc", "W_dec", "b_dec")
+    grads, metrics, _ = run(g, names, config("relu", decoder="free"), (24.0, 0.0, 0.7 * 24))
+    np.testing.assert_allclose(metrics["loss"], g["loss/total"], rtol=1e-12)
+    compare(grads, g, names)
+
+
+def test_gated(x64, shared):
+    g = load(shared, "dl_gated")
+    names = ("encoder.weight", "gate_bias", "decoder.weight", "decoder_bias")
+    extra = (("r_mag", g["param/r_mag"]), ("b_mag", g["param/mag_bias"]))
+    grads, metrics, _ = run(g, names, config("gated"), (24.0, 0.0, 0.1 * 24), extra)
+    np.testing.assert_allclose(metrics["reconstruction"], g["loss/mse_loss"], rtol=1e-12)
+    np.testing.assert_allclose(metrics["loss"], g["loss/loss"], rtol=1e-12)
+    compare(grads, g, names)
+    np.testing.assert_allclose(grads.extra["r_mag"], g["grad/r_mag"], atol=1e-9)
+    np.testing.assert_allclose(grads.extra["b_mag"], g["grad/mag_bias"], atol=1e-9)
+
+
+def test_jumprelu(x64, shared):
+    g, names = load(shared, "saelens_jumprelu_step"), ("W_enc", "b_enc", "W_dec", "b_dec")
+    theta = g["param/threshold"].astype(np.float64)
+    c = config("jumprelu", bandwidth=0.5, decoder="free")
+    grads, metrics, _ = run(g, names, c, (24.0, 0.0, 0.6 * 24), (("log_threshold", np.log(theta)),))
+    np.testing.assert_allclose(metrics["loss"], g["loss/total"], rtol=1e-6)
+    compare(grads, g, names, atol=1e-6)
+    np.testing.assert_allclose(grads.extra["log_threshold"], theta * g["grad/threshold"], rtol=1e-5, atol=1e-5)
+
+
+def test_batch_topk(x64, shared):
+    g = load(shared, "dl_batchtopk_auxk")
+    grads, metrics, least = run(g, NN, config("batch_topk"), (24.0, 1 / 32, 0.0), dead=g["dead_mask_used"])
+    np.testing.assert_allclose(metrics["reconstruction"], g["loss/l2_loss"], rtol=1e-12)
+    # Their AuxK is float32.
+    np.testing.assert_allclose(metrics["auxk"], g["loss/auxk_loss"], rtol=1e-6)
+    compare(grads, g, NN, atol=1e-6)
+    assert metrics["l0"] == K
+    assert least == g["acts"][g["acts"] > 0].min()
+
+
+def test_matryoshka(x64, shared):
+    g, names = load(shared, "dl_matryoshka_auxk"), ("W_enc", "b_enc", "W_dec", "b_dec")
+    # They weigh every prefix by a third and then take the mean.
+    c = config("batch_topk", prefixes=(24, 48, 96))
+    grads, metrics, _ = run(g, names, c, (24 / 3, 1 / 32, 0.0), dead=g["dead_mask_used"])
+    np.testing.assert_allclose(metrics["loss"] - metrics["auxk"] / 32, g["loss/l2_loss"], rtol=1e-12)
+    np.testing.assert_allclose(metrics["loss"], g["loss/loss"], rtol=1e-8)
+    compare(grads, g, names, atol=1e-6)
+
+
+def test_multi_topk(x64, shared):
+    g, names = load(shared, "sparsify_multi_topk"), ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
+    x = g["x"].astype(np.float64)
+    grads, metrics, _ = run(g, names, config("multi_topk"), (1 / ((x - x.mean(0)) ** 2).mean(), 0.0, 0.0))
+    np.testing.assert_allclose(metrics["reconstruction"], g["loss/fvu"], rtol=1e-12)
+    np.testing.assert_allclose(metrics["loss"], g["loss/total"], rtol=1e-12)
+    # Their own gradient leaves the encoder out; this is the one of their forward pass by autograd.
+    compare(grads, g, names, prefix="full_grad")
+
+
+def test_gradients_of_thresholds():
+    """The numbers of the paper's definitions at theta 1, bandwidth 0.1."""
+    slopes = lambda f, z: [
+        float(s) for s in jax.grad(lambda z, t: f(z, t, 0.1), (0, 1))(jnp.asarray(z), jnp.asarray(1.0))
+    ]
+    assert float(jump(1.02, 1.0, 0.1)) == pytest.approx(1.02) and float(jump(0.9, 1.0, 0.1)) == 0
+    assert slopes(jump, 1.02) == pytest.approx([1, -10])
+    assert slopes(jump, 0.9) == [0, 0]
+    assert slopes(active, 1.02) == pytest.approx([0, -10])
+    assert slopes(active, 0.97) == pytest.approx([0, -10])
+
+
+def test_prolu_surrogates():
+    m, b = jnp.array([1.0, 1.0, -1.0, 0.5]), jnp.array([0.5, -2.0, 3.0, -0.2])
+    for function, slopes in ((prolu_relu, ([1, 0, 0, 1], [1, 0, 0, 1])), (prolu_ste, ([2, 0, 0, 1.5], [1, 0, 0, 0.5]))):
+        np.testing.assert_array_equal(function(m, b), [1, 0, 0, 0.5])
+        for ours, want in zip(jax.grad(lambda m, b, f=function: f(m, b).sum(), (0, 1))(m, b), slopes):
+            np.testing.assert_allclose(ours, want)
+
+
+def test_the_p_norm_keeps_its_root_and_gives_zeros_no_gradient():
+    v = jnp.array([[0.0, 4.0, 9.0]])
+    penalty, terms = PENALTIES["lp"], Terms(p=0.5)
+    value = lambda v: penalty.finish(penalty.each(v, Slots(v, 0, {}, 1), terms).sum(1), terms).sum()
+    assert float(value(v)) == pytest.approx(25)
+    np.testing.assert_allclose(jax.grad(value)(v), [[0, 5 / 2, 5 / 3]], rtol=1e-6)
+
+
+FAMILIES = ("topk", "multi_topk", "batch_topk", "jumprelu", "gated", "prolu_relu", "prolu_ste", "relu")
+
+
+@pytest.mark.parametrize("prefixes", [(), (16, 32, 64)], ids=["whole", "prefixes"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_meshes_do_not_show(x64, family, prefixes):
+    B, n = 32, 64
+    c = config(family, n=n, prefixes=prefixes, bandwidth=1.0, decoder="normalised" if family == "relu" else "unit_norm")
+    sae = dense.random_sae(jax.random.key(0), n, 12, Spec("topk", K, "none", "free", True), jnp.float64)
+    noise = lambda i: 0.3 * jax.random.normal(jax.random.key(i), (n,), jnp.float64)
+    extras = {"jumprelu": ("log_threshold",), "gated": ("r_mag", "b_mag"), "batch_topk": ("threshold",)}
+    extra = {name: noise(i) for i, name in enumerate(extras.get(family, ()))}
+    sae = sae.replace(spec=c.spec(), extra=extra)
+    x = jax.random.normal(jax.random.key(1), (B, 12), jnp.float64)
+    dead = jnp.arange(n) % 4 == 0
+
+    def result(shape):
+        mesh = make_mesh(*shape)
+        gradient = make_gradient(c, TrainingConfig(batch_size=B), 8)
+        with jax.set_mesh(mesh):
+            placed, xs, marks = dense.placed(mesh, sae, x, dead)
+            run = jax.jit(lambda p, x, dead: gradient(p, (x, x), dead, Coefficients(0.7, 1 / 32, 0.3)))
+            return jax.device_get(run(placed, xs, marks))
+
+    one = result((1, 1))
+    for shape in ((2, 4), (8, 1)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), result(shape), one)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_autoencoder_encodes_as_training_did(tmp_path, family):
+    c = config(family, n=64, decoder="normalised" if family == "relu" else "unit_norm", prefixes=(16, 64))
+    sae = dense.random_sae(jax.random.key(0), 64, 12, c.spec(), jnp.float32)
+    names = {"jumprelu": ("log_threshold",), "gated": ("r_mag", "b_mag"), "batch_topk": ("threshold",)}
+    extra = {name: jnp.linspace(-1, 1, 64) for name in names.get(family, ())}
+    # BatchTopK has one threshold for all latents.
+    extra = {name: jnp.full(64, 0.3) if name == "threshold" else value for name, value in extra.items()}
+    x = jax.random.normal(jax.random.key(1), (3, 5, 12))
+    save(sae.replace(extra=extra), tmp_path, {})
+    sae = jaxsae.load(tmp_path)
+    assert sae.spec == c.spec()
+    code = jaxsae.encode(sae, x)
+    with jax.set_mesh(make_mesh(1, 1)):
+        flat = x.reshape(-1, 12)
+        out = autoencode(sae, flat, choose(sae, flat))
+    np.testing.assert_allclose(jaxsae.decode(sae, code).reshape(-1, 12), out.xhat, atol=1e-5)
+    z = jaxsae.dense(code, 64)
+    np.testing.assert_array_equal((z > 0).sum(-1).reshape(-1), out.l0)
+    # No slot too many: k of them, or as many as the token with the most latents uses.
+    assert code.values.shape[-1] == (K if family in ("topk", "multi_topk") else int(out.l0.max()))
+
+
+def test_what_only_a_whole_batch_knows_is_not_computed_in_pieces():
+    for c in (config("batch_topk"), config("jumprelu", target_l0=4.0)):
+        with pytest.raises(BadInput, match="whole batch"):
+            make_gradient(c, TrainingConfig(micro_batches=2), 8)
+
+
+def test_the_threshold_of_batch_topk_is_the_mean_of_what_it_saw():
+    extra, seen = {"threshold": jnp.zeros(3)}, [2.0, 4.0, 9.0]
+    for step, value in enumerate(seen):
+        extra = batch_topk.ACTIVATION.observe(extra, jnp.asarray(value), jnp.asarray(step))
+    np.testing.assert_allclose(extra["threshold"], 5.0, rtol=1e-6)
+    # Nothing was active.
+    extra = batch_topk.ACTIVATION.observe(extra, jnp.asarray(jnp.inf), jnp.asarray(3))
+    np.testing.assert_allclose(extra["threshold"], 5.0, rtol=1e-6)
+
+
+def test_the_decoder_of_the_end_to_end_paper_is_a_tight_frame():
+    W = orthogonal(jax.random.key(0), 96, 12)
+    np.testing.assert_allclose(W.T @ W, np.eye(12), atol=1e-5)
+    sae = like_torch(jax.random.key(0), config("relu", decoder="normalised").spec(), 96, 12)
+    assert float(jnp.abs(sae.W_enc).max()) <= 12**-0.5 and float(jnp.abs(sae.b_dec).max()) <= 96**-0.5
