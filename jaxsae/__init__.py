@@ -12,6 +12,8 @@ _NAMES = {
     "encode": "jaxsae.sae.forward",
     "decode": "jaxsae.sae.forward",
     "dense": "jaxsae.sae.forward",
+    "with_topk": "jaxsae.sae.swap",
+    "with_threshold": "jaxsae.sae.swap",
     "load": "jaxsae.sae.files",
     "describe": "jaxsae.sae.files",
     "BadInput": "jaxsae.errors",

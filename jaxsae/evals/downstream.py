@@ -7,6 +7,7 @@ one; KL(original || substituted) at all T.
 import jax
 import jax.numpy as jnp
 
+from jaxsae.lm.divergence import kl
 from jaxsae.lm.hooks import parse
 from jaxsae.lm.model import LM, run, suffix
 
@@ -25,12 +26,6 @@ def cross_entropy(logits, tokens):
     log_p = jax.nn.log_softmax(logits[:, :-1])
     ce = -jnp.take_along_axis(log_p, tokens[:, 1:, None], -1)[..., 0]
     return jnp.pad(ce, ((0, 0), (0, 1)))
-
-
-def kl(original, substituted):
-    """[b, T]: KL(original || substituted) of the next-token distributions."""
-    p, q = jax.nn.log_softmax(original), jax.nn.log_softmax(substituted)
-    return (jnp.exp(p) * (p - q)).sum(-1)
 
 
 def losses(lm: LM, tokens, hook: str, x, substitutes: dict):

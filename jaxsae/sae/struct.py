@@ -38,6 +38,9 @@ class Spec:
             if getattr(self, name) not in allowed.__args__:
                 raise BadInput(f"unknown {name} {getattr(self, name)!r}: allowed are {', '.join(allowed.__args__)}")
 
+    def replace(self, **changes) -> "Spec":
+        return replace(self, **changes)
+
 
 @partial(
     jax.tree_util.register_dataclass,

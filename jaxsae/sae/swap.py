@@ -1,0 +1,33 @@
+"""Another activation function for a trained autoencoder, its weights as they are (Gao et al. 2024, sec. 5.3)."""
+
+import jax.numpy as jnp
+
+from jaxsae.errors import BadInput
+from jaxsae.sae.struct import SAE
+
+# Those whose values are their pre-activations, where they are active.
+ALIKE = ("topk", "multi_topk", "batch_topk", "relu", "jumprelu")
+
+
+def with_topk(sae: SAE, k: int) -> SAE:
+    """The same weights with TopK: the k largest positive pre-activations of each token."""
+    _check(sae)
+    if not 1 <= k <= sae.n:
+        raise BadInput(f"k is {k}: allowed is 1 to the number of latents, {sae.n}")
+    return sae.replace(spec=sae.spec.replace(activation="topk", k=k), extra={})
+
+
+def with_threshold(sae: SAE, theta) -> SAE:
+    """The same weights with JumpReLU: pre-activations above theta > 0, one number for all latents or for each."""
+    _check(sae)
+    theta = jnp.broadcast_to(jnp.asarray(theta, sae.b_enc.dtype), sae.b_enc.shape)
+    if not bool((theta > 0).all()):
+        raise BadInput(f"theta is {float(theta.min())} at the least: give positive thresholds")
+    return sae.replace(spec=sae.spec.replace(activation="jumprelu"), extra={"log_threshold": jnp.log(theta)})
+
+
+def _check(sae: SAE):
+    if sae.spec.activation not in ALIKE:
+        raise BadInput(
+            f"the values of {sae.spec.activation} are not its pre-activations: only {', '.join(ALIKE)} can be swapped"
+        )
