@@ -18,6 +18,7 @@ from jaxsae.errors import BadInput
 from jaxsae.evals.report import evaluate as evaluate_saes
 from jaxsae.folder import CONFIG, EVAL, SUMMARY
 from jaxsae.lm.config import LMConfig
+from jaxsae.sae import activations
 from jaxsae.sae import files as sae_files
 from jaxsae.sae.auxk import default_k_aux
 from jaxsae.sae.struct import SAE
@@ -203,14 +204,16 @@ def _measure_saes(config: Config, setting: Setting, saes, mse_scale: float, step
     )
     trained = step * config.training.batch_size
     n, d, k = config.sae.n, setting.source.width, config.sae.k
+    # The six products of size B n d of a dense implementation.
+    dense = 12 * n * d
+    sparse = activations.get(config.sae.activation).support is not None
     return {
         "step": step,
         "tokens": trained,
         **measured,
         # Per token: the dense encoder forward, the sparse decoder forward and three sparse gradients.
-        "flops": trained * (2 * n * d + 8 * k * d),
-        # The six products of size B n d of a dense implementation.
-        "flops_dense": trained * 12 * n * d,
+        "flops": trained * (2 * n * d + 8 * k * d if sparse else dense),
+        "flops_dense": trained * dense,
     }, by_position
 
 

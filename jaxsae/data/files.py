@@ -28,8 +28,7 @@ class FileSource:
     def __init__(self, folder: str, split: str, seed: int | None, cache: Path):
         import grain
 
-        self.shards = [_open(path) for path in _shard_paths(folder)]
-        self.width = _common_width(self.shards)
+        self.shards, self.width = open_shards(folder)
         self.shape = (ROWS, self.width)
         self.fingerprint = _fingerprint(self.shards)
         _check_finite(self.shards, cache / f"finite-{self.fingerprint}")
@@ -54,6 +53,12 @@ class FileSource:
 
     def activations(self, host):
         return host
+
+
+def open_shards(folder: str) -> tuple[list, int]:
+    """The shards of a folder, of which headers alone are read, and their width. Raises BadInput where they differ."""
+    shards = [_open(path) for path in _shard_paths(folder)]
+    return shards, _common_width(shards)
 
 
 def _shard_paths(folder: str) -> list[Path]:

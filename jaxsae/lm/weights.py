@@ -25,14 +25,14 @@ def load(name: str = EMBEDDED, products: Products = "float32", dtype=jnp.float32
 
     `products` is the precision of its matrix products. Raises BadInput for anything that is not a GPT-2 that loads.
     """
-    folder = _folder(name)
+    folder = find_folder(name)
     config = read_config(folder, products)
     tensors = _read_tensors(folder)
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), from_hf(tensors, config, folder))
     return LM(params, config, str(folder))
 
 
-def _folder(name: str) -> Path:
+def find_folder(name: str) -> Path:
     if name == EMBEDDED:
         return Path(str(resources.files("jaxsae.lm") / "embedded"))
     if Path(name).is_dir():

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from jaxsae.config import Config
-from jaxsae.data import files
+from jaxsae.data.files import open_shards
 from jaxsae.errors import BadInput
 from jaxsae.lm import weights
 from jaxsae.lm.gpt2 import GPT2, GPT2Config
@@ -13,8 +13,7 @@ from jaxsae.lm.hooks import default, parse
 def width(config: Config) -> int:
     """d of a run's activations. Raises BadInput where neither files nor a language model say it."""
     if config.data.activations is not None:
-        shards = [files._open(path) for path in files._shard_paths(config.data.activations)]
-        return files._common_width(shards)
+        return open_shards(config.data.activations)[1]
     lm = lm_config(config)
     return lm.width(parse(config.model.hook or default(lm.n_layer), lm.n_layer))
 
@@ -23,7 +22,7 @@ def lm_config(config: Config) -> GPT2Config:
     """The language model's shape; of a model on the hub nothing but its config.json is fetched."""
     name = config.model.lm
     if name == weights.EMBEDDED or Path(name).is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        return weights.read_config(weights._folder(name))
+        return weights.read_config(weights.find_folder(name))
     from huggingface_hub import hf_hub_download
 
     try:
