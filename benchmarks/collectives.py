@@ -9,6 +9,7 @@ AuxK's part is left out: it moves only while latents are dead.
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -50,8 +51,6 @@ def row(mesh: tuple[int, int], shape: common.Shape) -> list[str]:
 
 def _without_auxk(text: str) -> str:
     """The program without the branch that is taken while latents are dead, and what only that one calls."""
-    import re
-
     parts = re.split(r"\n(?=(?:ENTRY )?%?[\w.\-]+ (?:\([^\n]*\) -> [^\n]*)?\{\n)", text)
     named = {}
     for part in parts:

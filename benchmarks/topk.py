@@ -23,6 +23,7 @@ import numpy as np
 from jax import lax
 
 from benchmarks import common
+from jaxsae.sae.threshold import reached_by
 
 
 def two_stages(z, k: int, groups: int):
@@ -37,13 +38,7 @@ def two_stages(z, k: int, groups: int):
 def threshold(z, k: int):
     """The k-th largest of each row of z [B, n], or 0 where that is negative, [B]."""
 
-    def set_bit(step, pattern):
-        higher = pattern | (jnp.ones_like(pattern) << (30 - step))
-        enough = (z >= lax.bitcast_convert_type(higher, z.dtype)[:, None]).sum(1) >= k
-        return jnp.where(enough, higher, pattern)
-
-    pattern = lax.fori_loop(0, 31, set_bit, jnp.zeros(len(z), jnp.int32))
-    return lax.bitcast_convert_type(pattern, z.dtype)
+    return reached_by(lambda t: (z >= t[:, None]).sum(1) >= k, jnp.zeros_like(z[:, 0]))
 
 
 def variants(shape: common.Shape) -> dict:

@@ -20,11 +20,10 @@ from jaxsae.folder import CONFIG, EVAL, SUMMARY
 from jaxsae.lm.config import LMConfig
 from jaxsae.sae import activations
 from jaxsae.sae import files as sae_files
-from jaxsae.sae.auxk import default_k_aux
 from jaxsae.sae.struct import SAE
 from jaxsae.setting import Setting, make_setting
 from jaxsae.training.checkpoint import Checkpoints
-from jaxsae.training.config import SAEConfig, TrainingConfig
+from jaxsae.training.config import SAEConfig, TrainingConfig, k_aux_of
 from jaxsae.training.logs import METRICS, Logs, check_packages, read_metrics
 from jaxsae.training.loop import train as train_loop
 from jaxsae.training.optimizer import ema_weights, make_optimizer, unit_rows
@@ -49,8 +48,7 @@ def train(config: Config) -> dict:
     plan = Plan.of(size, setting.source.rows, setting.mesh.shape["data"], config.data.chunk)
     batches = Batches(setting.source, plan, setting.mesh, training.seed)
     folders.write_facts(folder, config, setting.mesh, setting.source.fingerprint)
-    k_aux = default_k_aux(setting.source.width) if training.k_aux is None else training.k_aux
-    k_aux = min(k_aux, config.sae.n)
+    k_aux = k_aux_of(config.sae, training, setting.source.width)
     step = make_step(config.sae, training, make_optimizer(config.sae.decoder), k_aux)
     step, knobs = jax.jit(step, donate_argnums=0), hyper(config.sae, training)
 

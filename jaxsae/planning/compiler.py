@@ -20,7 +20,7 @@ from jaxsae.config import Config
 from jaxsae.errors import BadInput
 from jaxsae.planning import hlo
 from jaxsae.planning.devices import Topology
-from jaxsae.sae.auxk import default_k_aux
+from jaxsae.training.config import k_aux_of
 
 # TPU_SKIP_MDS_QUERY: ask no cloud service which TPU this is. JAX_PLATFORMS: the arrays that JAX makes are the CPU's.
 # ALLOW_MULTIPLE_LIBTPU_LOAD: what only compiles need not wait for a run that has this machine's TPU.
@@ -93,7 +93,7 @@ def compile_step(config: Config, d: int, devices, mesh: tuple[int, int]):
 
     sae, training = config.sae, config.training
     mesh = jax.make_mesh(mesh, ("data", "latent"), devices=devices)
-    k_aux = min(training.k_aux or default_k_aux(d), sae.n)
+    k_aux = k_aux_of(sae, training, d)
     step = jax.jit(make_step(sae, training, make_optimizer(sae.decoder), k_aux), donate_argnums=0)
     x = jax.ShapeDtypeStruct((training.batch_size, d), jnp.float32, sharding=NamedSharding(mesh, P("data")))
     with jax.set_mesh(mesh):

@@ -13,9 +13,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxsae.planning.devices import Topology
-from jaxsae.sae.auxk import KEPT, ROWS, default_k_aux
+from jaxsae.sae.auxk import KEPT, ROWS
 from jaxsae.sae.select import TILE
-from jaxsae.training.config import SAEConfig, TrainingConfig
+from jaxsae.training.config import SAEConfig, TrainingConfig, k_aux_of
 from jaxsae.training.start import abstract_state
 
 # Arrays [m, d] that lie beside the two of the gradient where most lie at once, as libtpu 0.0.42 compiles the step: what
@@ -65,7 +65,7 @@ class Size:
     @property
     def k_aux(self) -> int:
         """Slots of AuxK, which is part of the program even where it is off."""
-        return min(self.training.k_aux or default_k_aux(self.d), self.sae.n)
+        return k_aux_of(self.sae, self.training, self.d)
 
     @property
     def matrices(self) -> int:

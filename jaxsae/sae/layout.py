@@ -66,7 +66,6 @@ class Layout:
 
 
 ALONE = Layout()
-SHARDED = Layout(DATA, LATENT)
 
 
 def _varying(a) -> frozenset:

@@ -86,7 +86,7 @@ def autoencode(
         active = (v > 0) & masks[0]
         count = active.astype(jnp.int32)
         (nobody,) = layout.vary(jnp.zeros_like(sae.b_enc, jnp.int32))
-        fired = count.sum(0) if chosen is None else nobody.at[chosen.indices].add(count)
+        fired = count.sum(0, dtype=jnp.int32) if chosen is None else nobody.at[chosen.indices].add(count)
         return Output(
             views=tuple(map(of_view, masks)),
             l0=layout.sum_latents(count.sum(1)),

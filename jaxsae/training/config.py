@@ -8,6 +8,7 @@ from jaxsae.errors import BadInput
 from jaxsae.precision import Products
 from jaxsae.sae import activations
 from jaxsae.sae.activations.interface import Terms
+from jaxsae.sae.auxk import default_k_aux
 from jaxsae.sae.init import Init
 from jaxsae.sae.select import Selection
 from jaxsae.sae.struct import Decoder, Normalise, Spec
@@ -39,7 +40,8 @@ class SAEConfig:
     normalise: Normalise = "unit_norm"
     """Per-token normalisation, saved with the autoencoder: unit_norm as in Gao et al. 2024, ln_std as in their code."""
     decoder: Decoder = "unit_norm"
-    """Keep decoder rows at norm 1 (projected gradient, renormalised after each step) or leave them free."""
+    """Keep decoder rows at norm 1 (projected gradient, renormalised after each step), leave them free, or divide them
+    by their norms wherever they are used."""
     subtract_b_dec: bool = True
     """Subtract the decoder's bias from the input of the encoder."""
     select: Products = "float32"
@@ -54,7 +56,6 @@ class SAEConfig:
             raise BadInput(f"--sae.k is {self.k}: allowed is 1 to --sae.n, which is {self.n}")
         if not 0 < self.select_memory < math.inf:
             raise BadInput(f"--sae.select-memory is {self.select_memory}: give a positive number of gigabytes")
-
         allowed = activations.get(self.activation).penalties
         if self.penalty and self.penalty not in allowed:
             raise BadInput(f"--sae.penalty is {self.penalty}: {self.activation} allows {', '.join(allowed) or 'none'}")
@@ -150,6 +151,11 @@ class TrainingConfig:
     def dead_window(self) -> int:
         """Idle tokens after which a latent counts as dead."""
         return self.dead_after if self.dead_after is not None else max(1, min(10_000_000, self.tokens // 5))
+
+
+def k_aux_of(sae: SAEConfig, training: TrainingConfig, d: int) -> int:
+    """Dead latents used per token by AuxK, for activations of width d; never more than there are."""
+    return min(default_k_aux(d) if training.k_aux is None else training.k_aux, sae.n)
 
 
 def check_pieces(sae: SAEConfig, training: TrainingConfig):

@@ -211,6 +211,25 @@ def test_a_saved_autoencoder_encodes_as_training_did(tmp_path, family):
     assert code.values.shape[-1] == (K if family in ("topk", "multi_topk") else int(out.l0.max()))
 
 
+@pytest.mark.parametrize("family", ["multi_topk", "gated", "relu"])
+def test_micro_batches_do_not_show(x64, family):
+    B, n = 32, 64
+    c = config(family, n=n)
+    sae = dense.random_sae(jax.random.key(0), n, 12, c.spec(), jnp.float64)
+    sae = sae.replace(extra={"r_mag": jnp.zeros(n), "b_mag": jnp.zeros(n)} if family == "gated" else {})
+    x = jax.random.normal(jax.random.key(1), (B, 12), jnp.float64)
+    mesh = make_mesh(2, 4)
+
+    def result(pieces):
+        gradient = make_gradient(c, TrainingConfig(batch_size=B, micro_batches=pieces), 8)
+        with jax.set_mesh(mesh):
+            args = dense.placed(mesh, sae, x, jnp.arange(n) % 4 == 0)
+            run = jax.jit(lambda p, x, dead: gradient(p, (x, x), dead, Coefficients(0.7, 1 / 32, 0.3)))
+            return jax.device_get(run(*args))
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), result(4), result(1))
+
+
 def test_what_only_a_whole_batch_knows_is_not_computed_in_pieces():
     for c in (config("batch_topk"), config("jumprelu", target_l0=4.0)):
         with pytest.raises(BadInput, match="whole batch"):

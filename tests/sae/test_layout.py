@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from conftest import MESHES
 from jaxsae.mesh import make_mesh
-from jaxsae.sae.layout import ALONE, SHARDED
+from jaxsae.sae.layout import ALONE, DATA, LATENT, Layout
 
 
 @pytest.mark.parametrize("levels", [1, 3, 1000], ids=["all tied", "many ties", "few ties"])
@@ -21,7 +21,7 @@ def test_top_k_of_shards_is_that_of_the_whole(mesh, k, levels):
 
     def local(z):
         v, i = lax.top_k(z, min(k, z.shape[1]))
-        keep = SHARDED.among_largest(v, k)
+        keep = Layout(DATA, LATENT).among_largest(v, k)
         # Those kept come first, so that the sparse products may stop behind them.
         ordered = (jnp.diff(keep.astype(jnp.int32), axis=1) <= 0).all(1, keepdims=True)
         return jnp.zeros(z.shape, bool).at[jnp.arange(len(z))[:, None], i].max(keep), ordered

@@ -53,7 +53,8 @@ def _nothing(key, n, dtype):
 
 @dataclass(frozen=True)
 class Activation:
-    """
+    """One family.
+
     value(slots, terms)                 values [B, c]
     init(key, n, dtype)                 the activation function's own arrays, each with a leading latent axis
     support(top, extra, spec, layout, training)
