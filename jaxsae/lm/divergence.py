@@ -20,8 +20,8 @@ def kl(original, substituted):
     return (jnp.exp(p) * (p - q)).sum(-1)
 
 
-def kl_of_streams(lm: LM, original, substituted, chunk: int = CHUNK):
-    """Of what the unembedding reads (`lm.final`), [N, d] each: [N].
+def kl_of_streams(lm: LM, original, substituted, chunk: int = CHUNK, reverse: bool = False):
+    """Of what the unembedding reads (`lm.final`), [N, d] each: [N]; `reverse` is KL(substituted || original).
 
     The logits of `chunk` tokens exist at once, and are computed again for the gradient, which reaches `substituted`
     alone: neither [N, V] nor a gradient of the language model is ever made.
@@ -31,5 +31,6 @@ def kl_of_streams(lm: LM, original, substituted, chunk: int = CHUNK):
     chunk = min(chunk, n)
     # Of two rows of zeros the distributions are the same.
     parts = lambda a: jnp.pad(a, ((0, -n % chunk), (0, 0))).reshape(-1, chunk, d)
-    some = jax.checkpoint(lambda pair: kl(unembed(lm, pair[0]), unembed(lm, pair[1])))
+    divergence = (lambda p, q: kl(q, p)) if reverse else kl
+    some = jax.checkpoint(lambda pair: divergence(unembed(lm, pair[0]), unembed(lm, pair[1])))
     return lax.map(some, (parts(original), parts(substituted))).reshape(-1)[:n]

@@ -148,6 +148,10 @@ class GPT2(nn.Module):
         neurons = block.neurons(x)
         return neurons if hook.kind == "mlp.hook_post" else block.mlp_out(neurons)
 
+    def between(self, x, start: Hook, stop: Hook):
+        """The residual stream [B, T, D] at `stop` from that at `start`; only what lies between is computed."""
+        return self._halves(x, halves_before(start), halves_before(stop), {})
+
     def onward(self, x, hook: Hook, taps: Taps = {}):
         """From the residual stream [B, T, D] at `hook` to what the unembedding reads; nothing before is computed."""
         return self.ln_f(self._halves(x, halves_before(hook), 2 * self.config.n_layer, taps))

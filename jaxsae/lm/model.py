@@ -15,7 +15,7 @@ from functools import partial
 import jax
 
 from jaxsae.errors import BadInput
-from jaxsae.lm.gpt2 import GPT2, GPT2Config
+from jaxsae.lm.gpt2 import GPT2, GPT2Config, halves_before
 from jaxsae.lm.hooks import Hook, parse
 
 
@@ -70,6 +70,14 @@ def prefix(lm: LM, tokens, hook):
     """The activation at `hook` of token ids [B, T]: [B, T, width]. Nothing after the hook point is computed."""
     _check_tokens(lm, tokens)
     return _apply(lm, GPT2.upto, tokens, _hook(lm, hook))
+
+
+def advance(lm: LM, stream, start, stop):
+    """The residual stream [B, T, D] at hook `stop` from that at `start`; only what lies between is computed."""
+    start, stop = _residual(lm, start), _residual(lm, stop)
+    if halves_before(stop) < halves_before(start):
+        raise BadInput(f"{stop} lies before {start}: the stream cannot be run backwards")
+    return _apply(lm, GPT2.between, stream, start, stop)
 
 
 def final(lm: LM, stream, hook):

@@ -82,8 +82,29 @@ class SAEConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    objective: Literal["local"] = "local"
-    """What is minimised: local is the reconstruction error of the activation itself."""
+    objective: Literal["local", "e2e", "e2e_downstream", "finetune_kl"] = "local"
+    """What is minimised: local, the reconstruction error of the activation itself; e2e, the KL divergence of the
+    model's predictions; e2e_downstream, that and errors of the residual stream at later hook points; finetune_kl, KL
+    and reconstruction error in equal parts."""
+    start: str | None = None
+    """Start from a saved autoencoder: a run, an exported folder, or a safetensors file."""
+    kl_coef: float | None = None
+    """Weight of the KL divergence; 1 for e2e, 0.5 for e2e_downstream, unless given."""
+    downstream_coef: float = 2.5
+    """Total weight of the errors at later hook points, divided equally among them."""
+    downstream_hooks: tuple[str, ...] = ()
+    """The later hook points; the residual stream before every later block unless given."""
+    reconstruction_coef: float = 0.0
+    """Weight of the reconstruction error in e2e and e2e_downstream."""
+    form: Literal["code", "paper"] = "code"
+    """Losses as in the code of Braun et al. 2024, or as in their paper: squared errors summed over d, later ones
+    divided by the number of blocks behind, KL(substituted || original)."""
+    error_unit: Literal["variance", "one"] = "variance"
+    """Unit of the reconstruction error: the variance of the activations, or one, as they are."""
+    kl_chunk: int = 512
+    """Tokens of a device whose logits exist at once."""
+    remat: bool = False
+    """Compute the language model's blocks again in the backward pass, to save memory."""
     tokens: int = 1_500_000
     """Tokens to train on; the last step may go over by less than a batch."""
     batch_size: int = 2048
@@ -92,13 +113,21 @@ class TrainingConfig:
     """Parts that a batch is computed in, to save memory; the update is that of the whole batch."""
     lr: float | None = None
     """Learning rate; 2e-4 / sqrt(n / 2^14) unless given."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """How the learning rate falls behind the warm-up, to --lr-end of it at the end of the run."""
+    warmup: int = 0
+    """Tokens over which the learning rate rises from 0."""
+    lr_end: float = 0.1
+    """Share of the learning rate that the schedule ends at."""
+    clip: float | None = None
+    """Largest norm of the gradient, which is scaled down to it; without bound unless given."""
     seed: int = 0
     """Seed of the weights and of the order of the data."""
     sparsity: float = 1.0
     """Weight of the sparsity term of families that have one."""
     auxk_coef: float | None = None
-    """Weight of AuxK, the loss that revives dead latents, 0 for none; 1/32 for the TopK families, else none, unless
-    given."""
+    """Weight of AuxK, the loss that revives dead latents, 0 for none; 1/32 for the TopK families trained locally, else
+    none, unless given."""
     k_aux: int | None = None
     """Dead latents used per token by AuxK; the power of two closest to d / 2 unless given."""
     dead_after: int | None = None
@@ -118,6 +147,16 @@ class TrainingConfig:
                 f"--batch-size {self.batch_size} does not divide into --micro-batches {self.micro_batches}: "
                 f"give a multiple of {self.micro_batches}"
             )
+        for name in ("kl_coef", "downstream_coef", "reconstruction_coef", "sparsity"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise BadInput(f"--{name.replace('_', '-')} is {value}: give 0 or more")
+        if self.kl_chunk < 1 or self.warmup < 0:
+            raise BadInput(f"--kl-chunk is {self.kl_chunk}, --warmup {self.warmup}: give at least 1 and at least 0")
+        if not 0 <= self.lr_end <= 1:
+            raise BadInput(f"--lr-end is {self.lr_end}: allowed is 0 to 1")
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise BadInput(f"--clip is {self.clip}: give a positive norm")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise BadInput(f"--ema is {self.ema}: allowed is 0 (off) up to, not including, 1")
         if self.lr is not None and not 0 < self.lr < math.inf:
@@ -140,9 +179,13 @@ class TrainingConfig:
 
     def auxk_weight(self, activation: str) -> float:
         """1/32 (app. A.2) where exactly so many latents are active as k says; families with a penalty choose theirs."""
-        return (
-            self.auxk_coef if self.auxk_coef is not None else 0.0 if activations.get(activation).penalties else 1 / 32
-        )
+        if self.auxk_coef is not None:
+            return self.auxk_coef
+        return 1 / 32 if self.objective == "local" and not activations.get(activation).penalties else 0.0
+
+    def kl_weight(self) -> float:
+        """Braun et al. 2024, app. D: 0.5 beside downstream errors."""
+        return self.kl_coef if self.kl_coef is not None else 0.5 if self.objective == "e2e_downstream" else 1.0
 
     def ema_decay(self) -> float:
         """0.999 (app. A.5), whose average spans about 1000 steps; short runs would drag their beginning along."""

@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxsae.sae.auxk import auxk_loss
 from jaxsae.sae.sharded import autoencode, choose
-from jaxsae.training import objectives
 from jaxsae.training.config import SAEConfig, TrainingConfig, check_pieces
+from jaxsae.training.objectives import LOCAL, Objective, squared_error
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["mse_scale", "auxk", "sparsity"], meta_fields=[])
@@ -31,26 +31,36 @@ class Coefficients:
     sparsity: Any  # of the penalty
 
 
-def make_gradient(sae: SAEConfig, training: TrainingConfig, k_aux: int) -> Callable:
-    """gradient(params, batch, dead, coefficients) -> (gradient, metrics, firing counts [n@latent], least).
+def make_gradient(sae: SAEConfig, training: TrainingConfig, k_aux: int, objective: Objective = LOCAL) -> Callable:
+    """gradient(params, batch, dead, coefficients, lm) -> (gradient, metrics, firing counts [n@latent], least).
 
-    `batch` is a pair of normalised arrays [B@data, d], what goes in and what should come out; `dead` [n@latent] marks
-    the latents that AuxK may use; `least` is the smallest value above 0, for families that want to know.
+    `batch` is what the objective prepares: a pair of normalised arrays [B@data, d], what goes in and what should come
+    out, or token ids [b@data, T] for the language model `lm`; `dead` [n@latent] marks the latents that AuxK may use;
+    `least` is the smallest value above 0, for families that want to know.
     """
     check_pieces(sae, training)
-    fidelity, how, pieces = objectives.get(training.objective), sae.selection(), training.micro_batches
+    how, pieces = sae.selection(), training.micro_batches
+    # The branch is kept wherever it is cheap to compile.
+    with_aux = not objective.end_to_end or training.auxk_weight(sae.activation) > 0
 
-    def loss(params, batch, chosen, weigh: Coefficients, dead=None, variance=None):
-        """A piece's share of the loss of the batch; AuxK's part of it where there are `dead`."""
-        x, y = batch
+    def parts_of(out, task, lm, weigh):
+        """What the objective sees of each view."""
+        return tuple(objective.parts(xhat, task, lm, weigh.mse_scale) for xhat in out.views)
+
+    def loss(params, task, chosen, weigh: Coefficients, lm, whole=None, dead=None, variance=None):
+        """A piece's share of the loss of the batch; AuxK's part of it where there are `dead`.
+
+        `whole`: the objective's parts of the whole batch, where it looks at them and this is not all of it.
+        """
+        x, y = task.x, task.y
         out = autoencode(params, x, chosen, how, sae.terms(), dead, k_aux)
-        value, metrics = fidelity(out.xhat, y, weigh.mse_scale)
-        total = out.weights[0] * value
-        for weight, xhat in zip(out.weights[1:], out.views[1:]):
-            total += weight * fidelity(xhat, y, weigh.mse_scale)[0]
+        parts = parts_of(out, task, lm, weigh)
+        whole = lax.stop_gradient(parts) if whole is None else whole
+        metrics = parts[0]
+        total = sum(weight * objective.loss(*view) for weight, *view in zip(out.weights, parts, whole))
         if out.frozen is not None:
             # Always held against the input, whatever the objective.
-            total += objectives.local(out.frozen, x, weigh.mse_scale)[0]
+            total += squared_error(out.frozen, x, weigh.mse_scale)
         if out.penalty is not None:
             mean = out.penalty.mean()
             # The mean over d, as errors are.
@@ -67,41 +77,50 @@ def make_gradient(sae: SAEConfig, training: TrainingConfig, k_aux: int) -> Calla
 
     derivative = jax.grad(loss, has_aux=True)
 
-    def whole(params, batch, dead, weigh):
-        chosen = choose(params, batch[0], how, training=True)
-        without = lambda dead: derivative(params, batch, chosen, weigh)
-        with_auxk = lambda dead: derivative(params, batch, chosen, weigh, dead)
-        return _if_dead(dead, weigh, with_auxk, without)
+    def either(dead, weigh, with_auxk, without):
+        return _if_dead(dead, weigh, with_auxk, without) if with_aux else without(dead)
 
-    def in_pieces(params, batch, dead, weigh):
-        batch = jax.tree.map(lambda a: _split(a, pieces), batch)
-        chosen = lax.map(lambda x: choose(params, x, how, training=True), batch[0])
+    def whole(params, task, dead, weigh, lm):
+        chosen = choose(params, task.x, how, training=True)
+        without = lambda dead: derivative(params, task, chosen, weigh, lm)
+        with_auxk = lambda dead: derivative(params, task, chosen, weigh, lm, None, dead)
+        return either(dead, weigh, with_auxk, without)
 
-        def error(piece):
-            (x, y), chosen = piece
-            return y - autoencode(params, x, chosen, how, sae.terms()).xhat
+    def in_pieces(params, tasks, dead, weigh, lm):
+        chosen = lax.map(lambda x: choose(params, x, how, training=True), tasks.x)
+        forward = lambda piece: autoencode(params, piece[0].x, piece[1], how, sae.terms())
+        parts = None
+        if objective.balanced:
+            parts = lax.map(lambda piece: parts_of(forward(piece), piece[0], lm, weigh), (tasks, chosen))
+            parts = jax.tree.map(lambda part: part.mean(0), parts)
 
         def total(dead, *auxk):
             def add(carry, piece):
                 grads, fired = carry
-                part, (metrics, more, _) = derivative(params, *piece, weigh, *auxk)
+                part, (metrics, more, _) = derivative(params, *piece, weigh, lm, parts, *auxk)
                 return (jax.tree.map(jnp.add, grads, part), fired + more), metrics
 
             nothing = jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(dead, jnp.int32)
-            (grads, fired), metrics = lax.scan(add, nothing, (batch, chosen))
+            (grads, fired), metrics = lax.scan(add, nothing, (tasks, chosen))
             # What families observe, they observe in whole batches only.
             return grads, (jax.tree.map(lambda m: m.sum(0), metrics), fired, None)
 
         def with_auxk(dead):
-            e = lax.map(error, (batch, chosen))
+            e = lax.map(lambda piece: piece[0].y - forward(piece).xhat, (tasks, chosen))
             return total(dead, dead, ((e - e.mean((0, 1))) ** 2).sum())
 
-        return _if_dead(dead, weigh, with_auxk, total)
+        return either(dead, weigh, with_auxk, total)
 
-    def gradient(params, batch, dead, weigh: Coefficients):
-        grads, (metrics, fired, least) = (whole if pieces == 1 else in_pieces)(params, batch, dead, weigh)
-        y = batch[1]
-        return grads, metrics | {"nmse": metrics.pop("error") / jnp.mean((y - y.mean(0)) ** 2)}, fired, least
+    def gradient(params, batch, dead, weigh: Coefficients, lm=None):
+        if pieces == 1:
+            task = objective.prepare(batch, lm)
+            grads, (metrics, fired, least) = whole(params, task, dead, weigh, lm)
+        else:
+            task = lax.map(lambda part: objective.prepare(part, lm), jax.tree.map(lambda a: _split(a, pieces), batch))
+            grads, (metrics, fired, least) = in_pieces(params, task, dead, weigh, lm)
+        tokens = tuple(range(task.y.ndim - 1))
+        variance = jnp.mean((task.y - task.y.mean(tokens)) ** 2)
+        return grads, metrics | {"nmse": metrics.pop("error") / variance}, fired, least
 
     return gradient
 
@@ -115,6 +134,6 @@ def _if_dead(dead, weigh: Coefficients, with_auxk: Callable, without: Callable):
 
 
 def _split(a, pieces: int):
-    """[B@data, d] -> [pieces, B / pieces @data, d]: every device splits its own rows."""
+    """[B@data, ...] -> [pieces, B / pieces @data, ...]: every device splits its own rows."""
     local = lambda a: a.reshape(pieces, -1, *a.shape[1:])
     return jax.shard_map(local, in_specs=P("data"), out_specs=P(None, "data"))(a)

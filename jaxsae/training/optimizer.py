@@ -4,11 +4,14 @@ project the decoder's gradient -> Adam (eps 6.25e-10) -> learning rate -> renorm
 the weights (EMA) with Adam's bias correction.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxsae.sae.struct import SAE
+from jaxsae.training.config import TrainingConfig
 
 
 def make_optimizer(decoder: str, beta1=0.9, beta2=0.999, eps=6.25e-10) -> optax.GradientTransformationExtraArgs:
@@ -18,6 +21,22 @@ def make_optimizer(decoder: str, beta1=0.9, beta2=0.999, eps=6.25e-10) -> optax.
     ]
     before, after = constraint[:1], constraint[1:]
     return optax.chain(*before, optax.scale_by_adam(beta1, beta2, eps), scale_by_learning_rate(), *after)
+
+
+def lr_factor(training: TrainingConfig) -> Callable:
+    """factor(step) of the learning rate: from 0 over the warm-up, then by the schedule to its end."""
+    rise, end = training.warmup // training.batch_size, training.lr_end
+    fall = max(1, training.steps - rise)
+    schedules = {
+        "constant": optax.constant_schedule(1.0),
+        "cosine": optax.cosine_decay_schedule(1.0, fall, end),
+        "linear": optax.linear_schedule(1.0, end, fall),
+    }
+    factor = schedules[training.schedule]
+    if rise:
+        factor = optax.join_schedules([optax.linear_schedule(0.0, 1.0, rise), factor], [rise])
+    # As many digits as there are: of an int32 optax would make float32.
+    return lambda step: factor(step.astype(jnp.result_type(float)))
 
 
 def project_decoder_gradient() -> optax.GradientTransformation:

@@ -18,7 +18,8 @@ from jaxsae.sae.normalise import normalise
 from jaxsae.sae.struct import SAE
 from jaxsae.training.config import SAEConfig, TrainingConfig
 from jaxsae.training.gradient import Coefficients, make_gradient
-from jaxsae.training.optimizer import ema_update, norm
+from jaxsae.training.objectives import LOCAL, Objective
+from jaxsae.training.optimizer import ema_update, lr_factor, norm
 
 # Idle tokens are counted up to here, far beyond any dead window, so that int32 cannot wrap.
 IDLE_CAP = 1 << 30
@@ -63,24 +64,34 @@ def hyper(sae: SAEConfig, training: TrainingConfig) -> Hyper:
     )
 
 
-def make_step(sae: SAEConfig, training: TrainingConfig, optimizer, k_aux: int):
-    """step(state, x, hyper) -> (state, metrics) for x [B@data, d] in the units of its source; to be jitted."""
-    gradient, observe = make_gradient(sae, training, k_aux), activations.get(sae.activation).observe
+def make_step(sae: SAEConfig, training: TrainingConfig, optimizer, k_aux: int, objective: Objective = LOCAL):
+    """step(state, batch, hyper, lm) -> (state, metrics), to be jitted.
 
-    def step(state: TrainState, x, hyper: Hyper):
-        x, _, _ = normalise(x, sae.normalise)
+    A batch is activations [B@data, d] in the units of their source; of an objective that is end to end, token ids
+    [b@data, T] for the language model `lm`.
+    """
+    gradient, observe = make_gradient(sae, training, k_aux, objective), activations.get(sae.activation).observe
+    factor = lr_factor(training)
+
+    def step(state: TrainState, batch, hyper: Hyper, lm=None):
+        tokens = batch.size if objective.end_to_end else len(batch)
+        if not objective.end_to_end:
+            batch = (normalise(batch, sae.normalise)[0],) * 2
         # AuxK sees the counters from before the step, so that neither the mesh nor micro-batches change it.
         dead = state.idle >= hyper.dead_window
         weigh = Coefficients(state.mse_scale, hyper.auxk_coef, hyper.sparsity)
-        grads, metrics, fired, least = gradient(state.params, (x, x), dead, weigh)
+        grads, metrics, fired, least = gradient(state.params, batch, dead, weigh, lm)
         # Else XLA moves parts of the update into both branches of the gradient, with arrays as large as it is.
         grads = jax.lax.optimization_barrier(grads)
-        updates, opt = optimizer.update(grads, state.opt, state.params, lr=hyper.lr)
+        size = norm(grads)
+        if training.clip is not None:
+            grads = jax.tree.map(lambda g: g * jnp.minimum(1, training.clip / (size + 1e-6)), grads)
+        updates, opt = optimizer.update(grads, state.opt, state.params, lr=hyper.lr * factor(state.step))
         params = optax.apply_updates(state.params, updates)
         if observe is not None:
             params = params.replace(extra=observe(params.extra, least, state.step))
-        idle = jnp.where(fired > 0, 0, jnp.minimum(state.idle + len(x), IDLE_CAP))
-        metrics |= {"dead_fraction": (idle >= hyper.dead_window).mean(), "grad_norm": norm(grads)}
+        idle = jnp.where(fired > 0, 0, jnp.minimum(state.idle + tokens, IDLE_CAP))
+        metrics |= {"dead_fraction": (idle >= hyper.dead_window).mean(), "grad_norm": size}
         state = replace(
             state,
             params=params,
