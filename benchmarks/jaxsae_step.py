@@ -42,7 +42,7 @@ def make_state(mesh, shape: Shape, sae: SAEConfig, training: TrainingConfig, dea
         params = SAE(W_enc, b_enc, W_dec, jnp.zeros(shape.d), sae.spec())
         return TrainState(
             params=params,
-            opt=make_optimizer(sae.decoder).init(params),
+            opt=make_optimizer(sae.decoder, eps=training.adam_eps).init(params),
             ema=jax.tree.map(jnp.zeros_like, params) if training.ema_decay() else None,
             idle=jnp.where(asleep, training.dead_window(), idle),
             mse_scale=jnp.ones(()),
@@ -62,7 +62,7 @@ def make_case(
     state = make_state(mesh, shape, sae, training, dead)
     x = jax.random.normal(jax.random.key(1), (shape.B, shape.d))
     x = jax.device_put(x, NamedSharding(mesh, P("data")))
-    step = make_step(sae, training, make_optimizer(sae.decoder), shape.k_aux)
+    step = make_step(sae, training, make_optimizer(sae.decoder, eps=training.adam_eps), shape.k_aux)
     step, knobs = jax.jit(step, donate_argnums=0), hyper(sae, training)
     with jax.set_mesh(mesh):
         compiled = step.lower(state, x, knobs).compile()

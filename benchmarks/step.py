@@ -59,7 +59,7 @@ def floor(shape: common.Shape, select: str) -> dict:
     sae, training = configs(shape, select, 0.0)
     state = make_state(mesh, shape, sae, training)
     W, x = jnp.asarray(np.asarray(state.params.W_enc)), jax.random.normal(jax.random.key(1), (shape.B, shape.d))
-    optimizer = make_optimizer(sae.decoder)
+    optimizer = make_optimizer(sae.decoder, eps=training.adam_eps)
 
     @jax.jit
     def product(x, W):

@@ -31,6 +31,8 @@ class Train:
     """
 
     config: Annotated[Config, FLAT] = field(default_factory=Config)
+    preset: str | None = None
+    """Defaults of all other flags from a published run, or from its small twin: see jaxsae/presets.py."""
     debug: Debug = False
 
     def __call__(self):
@@ -112,7 +114,9 @@ def main(args: list[str] | None = None) -> int:
     # While it trains, a run saves first (training/loop.py). Elsewhere this lets what is half written be tidied up.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        tyro.extras.subcommand_cli_from_dict({"train": Train, "eval": Eval, "plan": Plan}, args=args, prog="jaxsae")()
+        train = tyro.conf.subcommand("train", default=Train(_defaults(args)))
+        plain = lambda kind: Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())]
+        tyro.cli(Annotated[Train, train] | plain(Eval) | plain(Plan), args=args, prog="jaxsae")()
         return processes.end(0)
     except SystemExit as stop:
         processes.end(stop.code if isinstance(stop.code, int) else 1, stop)
@@ -125,6 +129,26 @@ def main(args: list[str] | None = None) -> int:
         return processes.end(status, error)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _defaults(args: list[str]) -> Config:
+    """What the flags of `jaxsae train` mean unless given: a preset's, or those of the autoencoder to start from."""
+    given = {}
+    for flag, value in zip(args, (*args[1:], None)):
+        name, _, inline = flag.partition("=")
+        given[name] = inline or value
+    config = Config()
+    if given.get("--preset"):
+        from jaxsae.presets import preset
+
+        config = preset(given["--preset"])
+    if given.get("--start"):
+        from jaxsae.run import config_of_export
+
+        saved = config_of_export(given["--start"])
+        # Its own tokens, batch and seed; how it was trained does not bind how it is trained further.
+        config = replace(config, model=saved.model, data=saved.data, sae=saved.sae)
+    return config
 
 
 def _explain(error: BaseException) -> tuple[int, str]:

@@ -40,6 +40,8 @@ class Config:
         if self.resume and self.run is None:
             raise BadInput("--resume needs --run DIR, the folder to go on with")
         check_pieces(self.sae, self.training)
+        if self.training.objective != "local" and self.data.skip_first:
+            raise BadInput("--skip-first leaves out tokens that an objective end to end needs: only --objective local")
         if self.eval_tokens < 1:
             raise BadInput(f"--eval-tokens is {self.eval_tokens}: give at least 1")
 
@@ -55,6 +57,8 @@ FREE = {
     "sae.select_memory",
     "training.mesh",
     "training.micro_batches",
+    "training.kl_chunk",
+    "training.remat",
 }
 
 

@@ -1,6 +1,7 @@
 """One run from its configuration: compose data, model and training, write the run folder, evaluate."""
 
 import dataclasses
+import itertools
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from jaxsae import folder as folders
 from jaxsae.config import Config
 from jaxsae.data.activations import Batches, Plan
 from jaxsae.data.config import DataConfig
+from jaxsae.data.sequences import Sequences
 from jaxsae.errors import BadInput
 from jaxsae.evals.report import evaluate as evaluate_saes
 from jaxsae.folder import CONFIG, EVAL, SUMMARY
@@ -28,6 +30,7 @@ from jaxsae.training.logs import METRICS, Logs, check_packages, read_metrics
 from jaxsae.training.loop import train as train_loop
 from jaxsae.training.optimizer import ema_weights, make_optimizer, unit_rows
 from jaxsae.training.plot import plot
+from jaxsae.training.resample import make_resample
 from jaxsae.training.start import abstract_state, first_state
 from jaxsae.training.step import TrainState, hyper, make_step
 
@@ -45,23 +48,29 @@ def train(config: Config) -> dict:
     setting = processes.on_each(partial(make_setting, config))
     folders.check_data(folder, setting.source.fingerprint)
     training, size = config.training, config.training.batch_size
-    plan = Plan.of(size, setting.source.rows, setting.mesh.shape["data"], config.data.chunk)
-    batches = Batches(setting.source, plan, setting.mesh, training.seed)
+    batches, objective = _batches(config, setting), setting.objective
     folders.write_facts(folder, config, setting.mesh, setting.source.fingerprint)
     k_aux = k_aux_of(config.sae, training, setting.source.width)
-    step = make_step(config.sae, training, make_optimizer(config.sae.decoder), k_aux)
-    step, knobs = jax.jit(step, donate_argnums=0), hyper(config.sae, training)
+    optimizer = make_optimizer(config.sae.decoder, eps=training.adam_eps)
+    step = jax.jit(make_step(config.sae, training, optimizer, k_aux, objective), donate_argnums=0)
+    revive = jax.jit(make_resample(config.sae, training, objective), donate_argnums=0)
+    lm, knobs = setting.lm if objective.end_to_end else None, hyper(config.sae, training)
+    resampled = training.resample_steps()
 
-    def under_mesh(state, x):
+    def under_mesh(state, batch):
+        number = next(numbers)
         with jax.set_mesh(setting.mesh):
-            return step(state, x, knobs)
+            state, metrics = step(state, batch, knobs, lm)
+            return (revive(state, batch, lm) if number in resampled else state), metrics
 
     with ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", config.log.keep_checkpoints))
         state = checkpoints.restore(abstract_state(setting.source.width, setting.mesh, config.sae, training))
         if state is None:
-            state = first_state(batches, setting.mesh, config.sae, training)
+            params = sae_files.load(training.start, setting.mesh) if training.start else None
+            state = first_state(batches, setting.mesh, config.sae, training, params)
         start = int(state.step)
+        numbers = itertools.count(start + 1)
         logs = stack.enter_context(Logs(folder, config.log, start, dataclasses.asdict(config)))
         stream = batches.stream(start, training.steps)
         state, seconds = train_loop(state, stream, under_mesh, training.steps, size, checkpoints, logs, config.log)
@@ -73,6 +82,15 @@ def train(config: Config) -> dict:
     return _finish(folder, config, setting, state, rate)
 
 
+def _batches(config: Config, setting: Setting) -> Batches | Sequences:
+    """Rows of activations, or whole contexts where the objective runs the language model behind the autoencoder."""
+    source, mesh, size = setting.source, setting.mesh, config.training.batch_size
+    if setting.objective.end_to_end:
+        return Sequences(source, size // source.rows, mesh)
+    plan = Plan.of(size, source.rows, mesh.shape["data"], config.data.chunk)
+    return Batches(source, plan, mesh, config.training.seed)
+
+
 def evaluate(folder: Path, tokens: int, mesh: tuple[int, int] | None = None, text: tuple[str, ...] = ()) -> dict:
     """Evaluate a run's newest checkpoint, or an exported autoencoder; writes eval.json beside it.
 
@@ -80,7 +98,7 @@ def evaluate(folder: Path, tokens: int, mesh: tuple[int, int] | None = None, tex
     call this and the first one writes.
     """
     is_run = (folder / "checkpoints").is_dir()
-    config = configs.from_json(folder / CONFIG) if is_run else _config_of_export(folder)
+    config = configs.from_json(folder / CONFIG) if is_run else config_of_export(folder)
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, text=text or config.data.text),
@@ -111,7 +129,7 @@ def _newest(folder: Path, config: Config, setting: Setting) -> TrainState:
     return state
 
 
-def _config_of_export(folder: Path) -> Config:
+def config_of_export(folder: str | Path) -> Config:
     """What an exported autoencoder says of how it was trained, as a configuration."""
     about = sae_files.describe(folder)
     training = ("objective", "tokens", "batch_size", "lr", "seed", "ema")

@@ -1,5 +1,6 @@
 """What a run works on: devices, a language model, data. Everything that can be wrong with them is found here."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import jax
 
+from jaxsae import config as configs
 from jaxsae import lm as lms
 from jaxsae.config import Config
 from jaxsae.data.activations import TextSource
@@ -16,6 +18,8 @@ from jaxsae.errors import BadInput
 from jaxsae.lm.hooks import parse
 from jaxsae.mesh import make_mesh, replicate
 from jaxsae.processes import first_then_rest
+from jaxsae.sae import files as sae_files
+from jaxsae.training.objectives import Objective, make_objective
 
 # Held-out contexts are taken in a shuffled order of their own, so that few of them come from many documents.
 EVAL_SEED = 1
@@ -26,6 +30,7 @@ class Setting:
     mesh: jax.sharding.Mesh
     source: Any  # a data.activations.Source, of training
     held_out: Any
+    objective: Objective
     lm: lms.LM | None = None  # None where activations come from files
     hook: str | None = None
 
@@ -36,13 +41,15 @@ def make_setting(config: Config) -> Setting:
 
 
 def _from_files(config: Config) -> Setting:
+    objective = make_objective(config.sae, config.training)
     cache = Path(config.data.cache or default_cache())
     make = partial(FileSource, config.data.activations, cache=cache)
     source = first_then_rest(lambda: make("train", config.training.seed))
     _check_size(config, source)
+    check_start(config, source.width)
     mesh = choose_mesh(config, source.width)
     # The hook is only noted: it says where the files come from.
-    return Setting(mesh, source, make("held_out", EVAL_SEED), None, config.model.hook)
+    return Setting(mesh, source, make("held_out", EVAL_SEED), objective, None, config.model.hook)
 
 
 def _from_text(config: Config) -> Setting:
@@ -53,6 +60,8 @@ def _from_text(config: Config) -> Setting:
     width = lm.config.width(parse(hook, lm.config.n_layer))
     if context > lm.config.n_positions:
         raise BadInput(f"--context is {context}, but {name} has {lm.config.n_positions} positions: give at most that")
+    objective = make_objective(config.sae, config.training, lm.config, hook)
+    check_start(config, width)
     mesh = choose_mesh(config, width)
     tokenise = partial(prepare, config.data.text, lms.load_tokenizer(lm), context)
     folder = first_then_rest(lambda: tokenise(config.data.cache, config.data.documents))
@@ -64,7 +73,22 @@ def _from_text(config: Config) -> Setting:
 
     train = source("train", config.training.seed, config.data.skip_first)
     _check_size(config, train)
-    return Setting(mesh, train, source("held_out", EVAL_SEED, False), lm, hook)
+    return Setting(mesh, train, source("held_out", EVAL_SEED, False), objective, lm, hook)
+
+
+def check_start(config: Config, width: int):
+    """Raises BadInput where the autoencoder to start from is not one of this configuration."""
+    if config.training.start is None:
+        return
+    path = config.training.start
+    said, asked = sae_files.describe(path)["spec"], dataclasses.asdict(config.sae.spec())
+    differ = [
+        f"{name} {said.get(name)}, not {asked[name]}" for name in said if configs.with_tuples(said)[name] != asked[name]
+    ]
+    n, d = sae_files.shape(path)
+    differ += [f"n {n}, not {config.sae.n}"] * (n != config.sae.n) + [f"width {d}, not {width}"] * (d != width)
+    if differ:
+        raise BadInput(f"--start {path} has {'; '.join(differ)}: give its --sae flags, or another one")
 
 
 def _check_size(config: Config, source):
@@ -97,16 +121,29 @@ def choose_mesh(config: Config, d: int) -> jax.sharding.Mesh:
     shape = config.training.mesh
     if shape is None:
         memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-        piece = config.training.batch_size // config.training.micro_batches
+        piece = _units(config)[0] // config.training.micro_batches
         shape = mesh_shape(jax.device_count(), memory, config.sae.n, d, piece)
     mesh = make_mesh(*shape)
     check_division(config, *shape)
     return mesh
 
 
+def _units(config: Config) -> tuple[int, str]:
+    """How many parts a batch has that no device splits, and what they are: tokens, or whole contexts."""
+    batch, context = config.training.batch_size, config.data.context
+    if config.training.objective == "local":
+        return batch, "tokens"
+    if batch % context:
+        raise BadInput(
+            f"--objective {config.training.objective} trains on whole contexts, and --batch-size {batch} is no "
+            f"multiple of --context {context}: give one that is"
+        )
+    return batch // context, f"contexts of {context} tokens"
+
+
 def check_division(config: Config, data: int, latent: int):
     """Raises BadInput where the latents or a batch do not divide over so many devices."""
-    n, batch, pieces = config.sae.n, config.training.batch_size, config.training.micro_batches
+    n, (batch, unit), pieces = config.sae.n, _units(config), config.training.micro_batches
     if n % latent:
         raise BadInput(
             f"--sae.n {n} does not divide over the {latent} devices of the mesh's latent axis: "
@@ -114,7 +151,8 @@ def check_division(config: Config, data: int, latent: int):
         )
     if batch % (data * pieces):
         in_pieces = f", in --micro-batches {pieces}" if pieces > 1 else ""
+        of = "" if unit == "tokens" else f", {batch} {unit},"
         raise BadInput(
-            f"--batch-size {batch} does not divide over the {data} devices of the mesh's data axis{in_pieces}: "
-            f"give a multiple of {data * pieces}, or another --mesh"
+            f"--batch-size {config.training.batch_size}{of} does not divide over the {data} devices of the mesh's data "
+            f"axis{in_pieces}: give a multiple of {data * pieces} {unit}, or another --mesh"
         )

@@ -16,6 +16,7 @@ import pytest
 import jaxsae
 from jaxsae.cli import main
 from jaxsae.mesh import make_mesh
+from jaxsae.presets import PRESETS
 from jaxsae.sae import files
 from jaxsae.sae.struct import Spec
 from jaxsae.training.checkpoint import Checkpoints
@@ -226,8 +227,11 @@ def test_activations_from_files(shards, tmp_path, capsys):
         "--sae.activation batch_topk --sae.n 64 --sae.prefixes 16 64",
         "--sae.activation jumprelu --sae.n 64 --sae.target-l0 8 --sae.bandwidth 0.1",
         "--sae.activation relu --sae.n 64 --sae.decoder normalised --sae.init orthogonal --sae.penalty lp --sae.p 0.5",
+        "--objective e2e --sae.activation topk --hook blocks.0.hook_resid_mid --micro-batches 2 --mesh 2 2",
+        "--objective e2e_downstream --sae.activation relu --hook blocks.0.hook_resid_post --schedule cosine "
+        "--warmup 512 --clip 1 --resample-every 1024 --dead-after 256",
     ],
-    ids=["without extras", "neurons", "tiny", "batch_topk", "jumprelu", "relu"],
+    ids=["without extras", "neurons", "tiny", "batch_topk", "jumprelu", "relu", "e2e", "e2e_downstream"],
 )
 def test_options(flags, tmp_path, options):
     run = ["--run", str(tmp_path / "run"), *flags, "--tokens", "5120", "--log-every", "100", *options.split()]
@@ -273,6 +277,12 @@ def refused(capsys, args, *said):
         ("--ema 1", ("--ema", "1.0")),
         ("--lr -1", ("--lr", "-1.0")),
         ("--activations nowhere", ("nowhere", ".npy")),
+        ("--objective e2e --hook blocks.0.hook_mlp_out", ("hook_mlp_out", "residual stream")),
+        ("--objective e2e --batch-size 250", ("250", "--context 32", "multiple")),
+        ("--objective e2e --mesh 8 1 --batch-size 128", ("4 contexts", "8 devices")),
+        ("--objective e2e --skip-first", ("--skip-first", "local")),
+        ("--start nowhere", ("nowhere", "no autoencoder")),
+        ("--preset nothing", ("nothing", "braun-gpt2-small-l6-e2e")),
     ],
 )
 def test_bad_input(flags, tmp_path, capsys, extra, said):
@@ -305,3 +315,34 @@ def test_import_is_light():
     """`import jaxsae` does not import what only some of it needs."""
     code = "import jaxsae, sys; print([m for m in ('flax', 'orbax', 'transformers', 'matplotlib') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_an_end_to_end_run_ends_with_the_same_bytes_when_it_is_stopped(flags, finished, tmp_path):
+    """From a saved autoencoder, whose settings it takes over."""
+    model = [*flags[: flags.index("--sae.n")], *"--batch-size 256 --eval-tokens 1024 --mesh 1 1".split()]
+    run = ["--start", str(finished), "--objective", "finetune_kl", "--hook", "blocks.0.hook_resid_mid", *model]
+    run += "--lr 1e-4 --schedule linear --lr-end 0 --tokens 5120 --checkpoint-every 7".split()
+    assert main(["train", "--run", str(tmp_path / "whole"), *run]) == 0
+    process = start(tmp_path / "stopped", [*run, "--log-every", "1"])
+    wait_for_step(process, tmp_path / "stopped", 9)
+    process.kill()
+    process.communicate()
+    assert main(["train", "--run", str(tmp_path / "stopped"), "--resume", *run, "--log-every", "1"]) == 0
+    about = jaxsae.describe(tmp_path / "whole")
+    assert about["objective"] == "finetune_kl" and about["n"] == 64 and about["spec"]["k"] == 4
+    files = [tmp_path / name / "sae" / "sae.safetensors" for name in ("whole", "stopped")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_start_must_be_of_the_same_kind(flags, finished, tmp_path, capsys):
+    refused(
+        capsys, ["train", "--run", str(tmp_path / "a"), *flags, "--start", str(finished), "--sae.k", "5"], "k 4, not 5"
+    )
+    refused(capsys, ["train", "--run", str(tmp_path / "b"), *flags, "--start", str(finished), "--sae.n", "32"], "n 64")
+
+
+def test_every_preset_can_be_asked_for(capsys):
+    for name, config in PRESETS.items():
+        with pytest.raises(SystemExit):
+            main(["train", "--preset", name, "--help"])
+        assert f"(default: {config.model.lm})" in " ".join(capsys.readouterr().out.replace("│", " ").split())

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from jaxsae.errors import BadInput
 from jaxsae.lm.hooks import Hook, parse
 from jaxsae.lm.model import LM, prefix
-from jaxsae.mesh import place
+from jaxsae.mesh import on_contexts, place
 
 LANES = 64
 TOKENS_AT_ONCE = 8192
@@ -91,6 +91,19 @@ class Batches:
     def chunk(self, number: int) -> jax.Array:
         """The batches of chunk `number`, [batches, B@data, d]."""
         return self._shuffled(number, self._place(number))
+
+    def sample(self, rows: int) -> jax.Array:
+        """The first `rows` rows of the batches [R, d], on every device, or all that there are."""
+        rows = min(rows, len(self.source) * self.source.rows)
+
+        @jax.jit
+        def take(chunk):
+            some = min(len(chunk), -(-rows // chunk.shape[1]))
+            return jax.reshard(chunk[:some], P()).reshape(-1, chunk.shape[-1])[:rows]
+
+        with jax.set_mesh(self.mesh):
+            chunks = range(max(1, -(-rows // (self.plan.batches * self.plan.batch))))
+            return jnp.concatenate([take(self.chunk(number)) for number in chunks])[:rows]
 
     def stream(self, start: int, stop: int) -> Iterator[jax.Array]:
         """Batches number `start` to `stop`; the next chunk's host data are read while this chunk is used."""
@@ -161,4 +174,4 @@ def _activations(lm: LM, tokens, hook: Hook, skip_first: bool):
         x = lax.map(lambda t: prefix(lm, t, hook), tokens.reshape(-1, some, T))
         return x.reshape(c, T, -1)[:, int(skip_first) :]
 
-    return jax.shard_map(local, in_specs=(P(), P("data")), out_specs=P("data"))(lm, tokens)
+    return jax.reshard(on_contexts(local, lm, tokens), P("data"))

@@ -16,6 +16,8 @@ from jaxsae.planning.width import lm_bytes, lm_config, width
 
 def run(config: Config, name: str | None, d: int | None, largest: bool, compile: bool) -> Plan:
     """The plan of one run, or that of the largest n. Raises BadInput."""
+    if config.training.objective != "local":
+        raise BadInput(f"--objective is {config.training.objective}: what is planned is a step of --objective local")
     if name is not None:
         # Nothing here needs this machine's accelerator, which may be at work.
         jax.config.update("jax_platforms", "cpu")

@@ -94,7 +94,9 @@ def compile_step(config: Config, d: int, devices, mesh: tuple[int, int]):
     sae, training = config.sae, config.training
     mesh = jax.make_mesh(mesh, ("data", "latent"), devices=devices)
     k_aux = k_aux_of(sae, training, d)
-    step = jax.jit(make_step(sae, training, make_optimizer(sae.decoder), k_aux), donate_argnums=0)
+    step = jax.jit(
+        make_step(sae, training, make_optimizer(sae.decoder, eps=training.adam_eps), k_aux), donate_argnums=0
+    )
     x = jax.ShapeDtypeStruct((training.batch_size, d), jnp.float32, sharding=NamedSharding(mesh, P("data")))
     with jax.set_mesh(mesh):
         return step.lower(abstract_state(d, mesh, sae, training), x, hyper(sae, training)).compile()

@@ -66,6 +66,11 @@ def load(path: str | Path, mesh: jax.sharding.Mesh | None = None) -> SAE:
     return jax.tree.map(on_mesh, sae, shardings(mesh, partition_specs(sae)))
 
 
+def shape(path: str | Path) -> tuple[int, int]:
+    """(n, d) of a saved autoencoder, of which nothing else is read."""
+    return _tensors(_find(path))["W_enc"].shape
+
+
 def describe(path: str | Path) -> dict:
     """What is known about a saved autoencoder: its spec, hook, model and training facts, as saved, nothing guessed."""
     file = _find(path)

@@ -119,6 +119,8 @@ class TrainingConfig:
     """Tokens over which the learning rate rises from 0."""
     lr_end: float = 0.1
     """Share of the learning rate that the schedule ends at."""
+    adam_eps: float = 6.25e-10
+    """Adam's epsilon (Gao et al. 2024, app. A.3)."""
     clip: float | None = None
     """Largest norm of the gradient, which is scaled down to it; without bound unless given."""
     seed: int = 0
@@ -132,6 +134,11 @@ class TrainingConfig:
     """Dead latents used per token by AuxK; the power of two closest to d / 2 unless given."""
     dead_after: int | None = None
     """Idle tokens after which a latent is dead; 10 million, or a fifth of the run where that is less, unless given."""
+    resample_every: int | None = None
+    """Tokens after which dead latents start again from badly reconstructed tokens (Bricken et al. 2023); never unless
+    given."""
+    resamples: int = 4
+    """How often they do."""
     ema: float | None = None
     """Decay of the average of the weights that is exported, 0 for none; 0.999, or an average over a tenth of the run
     where that is shorter, unless given."""
@@ -163,7 +170,9 @@ class TrainingConfig:
             raise BadInput(f"--lr is {self.lr}: give a positive learning rate")
         if self.auxk_coef is not None and not 0 <= self.auxk_coef < math.inf:
             raise BadInput(f"--auxk-coef is {self.auxk_coef}: give 0 (off) or more")
-        for name in ("k_aux", "dead_after"):
+        if not 0 < self.adam_eps < 1:
+            raise BadInput(f"--adam-eps is {self.adam_eps}: give a small positive number")
+        for name in ("k_aux", "dead_after", "resample_every", "resamples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: give at least 1")
         if not 0 <= self.seed < 2**32:
@@ -190,6 +199,13 @@ class TrainingConfig:
     def ema_decay(self) -> float:
         """0.999 (app. A.5), whose average spans about 1000 steps; short runs would drag their beginning along."""
         return self.ema if self.ema is not None else max(0.0, min(0.999, 1 - 10 / self.steps))
+
+    def resample_steps(self) -> set[int]:
+        """The steps behind which dead latents are resampled."""
+        if self.resample_every is None:
+            return set()
+        every = max(1, self.resample_every // self.batch_size)
+        return {every * time for time in range(1, self.resamples + 1) if every * time < self.steps}
 
     def dead_window(self) -> int:
         """Idle tokens after which a latent counts as dead."""

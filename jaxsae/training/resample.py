@@ -6,6 +6,7 @@ square of the token's loss, the loss being the squared error. The direction of t
 shorter, the encoder's; what the optimizer and the average knew of the latent is forgotten.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import jax
@@ -14,9 +15,12 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from jaxsae.sae.layout import EVERYWHERE, LATENTS
+from jaxsae.sae.normalise import normalise
 from jaxsae.sae.select import EXACT, Selection
 from jaxsae.sae.sharded import autoencode, choose
 from jaxsae.sae.struct import SAE
+from jaxsae.training.config import SAEConfig, TrainingConfig
+from jaxsae.training.objectives import Objective
 from jaxsae.training.optimizer import unit_rows
 from jaxsae.training.step import TrainState
 
@@ -39,6 +43,16 @@ def resample(state: TrainState, x, dead_window, ema_decay, how: Selection = EXAC
     fresh, token = (jax.reshard(a, LATENTS) for a in draw(key, logits, everywhere(dead)))
     rows = directions.at[token].get(out_sharding=P(*LATENTS, None))
     return revive(state, dead, fresh, rows, ema_decay)
+
+
+def make_resample(sae: SAEConfig, training: TrainingConfig, objective: Objective) -> Callable:
+    """A function (state, batch, lm) -> state for the batches of a step, to be jitted."""
+
+    def run(state: TrainState, batch, lm=None) -> TrainState:
+        x = objective.prepare(batch, lm).x if objective.end_to_end else normalise(batch, sae.normalise)[0]
+        return resample(state, x, training.dead_window(), training.ema_decay(), sae.selection())
+
+    return run
 
 
 def candidates(sae: SAE, x, how: Selection = EXACT):

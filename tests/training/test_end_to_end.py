@@ -163,7 +163,7 @@ def half_block():
     """A language model of one block, of which an MLP is behind the hook point: it compiles fast."""
     with jax.enable_x64(True):
         config = GPT2Config(50, T, 12, 1, 2, 16)
-        params = GPT2(config).init(jax.random.key(0), jnp.zeros((1, T), jnp.int32))["params"]
+        params = jax.jit(GPT2(config).init)(jax.random.key(0), jnp.zeros((1, T), jnp.int32))["params"]
         noise = lambda path, a: a + 0.3 * jax.random.normal(jax.random.key(len(str(path))), a.shape, jnp.float64)
         return lms.LM(jax.tree.map_with_path(noise, params), config)
 
@@ -202,7 +202,7 @@ def test_auxk_works_end_to_end_where_it_is_asked_for(x64, half_block):
 
 
 def parts_of(lm, objective, share):
-    """The parts of an objective for `share` of the activation as its own reconstruction, as a function of parameters."""
+    """parts(parameters) of an objective, for `share` of the activation as its own reconstruction."""
     tokens = jax.random.randint(jax.random.key(1), (B, T), 0, lm.config.vocab_size)
     objective = make_objective(SAEConfig(N, 5), TrainingConfig(objective=objective), lm.config, HOOK0)
 
