@@ -1,4 +1,4 @@
-"""The subject model: GPT-2 in Flax, cut at TransformerLens's hook points."""
+"""The subject model: GPT-2 or GPT-Neo in Flax, cut at TransformerLens's hook points."""
 
 from jaxsae.lm.hooks import default as default_hook
 from jaxsae.lm.model import LM, advance, capture, final, prefix, run, suffix, unembed

@@ -8,7 +8,7 @@ from jaxsae.precision import Products
 @dataclass(frozen=True)
 class LMConfig:
     lm: str = "embedded"
-    """Language model: embedded, a folder in Hugging Face format, or a hub name such as gpt2."""
+    """Language model, a GPT-2 or a GPT-Neo: embedded, a folder in Hugging Face format, or a hub name such as gpt2."""
     hook: str | None = None
     """Hook point, by TransformerLens's name; the residual stream at three quarters of the depth unless given."""
     lm_products: Products = "float32"

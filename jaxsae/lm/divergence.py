@@ -4,6 +4,8 @@ KL(original || substituted), in nats, of the distributions of the next token: th
 (their formula, and their docstring, have it the other way round).
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -20,17 +22,44 @@ def kl(original, substituted):
     return (jnp.exp(p) * (p - q)).sum(-1)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def kl_of_streams(lm: LM, original, substituted, chunk: int = CHUNK, reverse: bool = False):
     """Of what the unembedding reads (`lm.final`), [N, d] each: [N]; `reverse` is KL(substituted || original).
 
-    The logits of `chunk` tokens exist at once, and are computed again for the gradient, which reaches `substituted`
-    alone: neither [N, V] nor a gradient of the language model is ever made.
+    The logits of `chunk` tokens exist at once: neither [N, V] nor a gradient of the language model is ever made, and
+    the gradient reaches `substituted` alone.
     """
-    lm, original = lax.stop_gradient((lm, original))
-    n, d = original.shape
-    chunk = min(chunk, n)
-    # Of two rows of zeros the distributions are the same.
-    parts = lambda a: jnp.pad(a, ((0, -n % chunk), (0, 0))).reshape(-1, chunk, d)
     divergence = (lambda p, q: kl(q, p)) if reverse else kl
-    some = jax.checkpoint(lambda pair: divergence(unembed(lm, pair[0]), unembed(lm, pair[1])))
-    return lax.map(some, (parts(original), parts(substituted))).reshape(-1)[:n]
+    return _in_chunks(lambda p, q: divergence(unembed(lm, p), unembed(lm, q)), chunk, original, substituted)
+
+
+def _forward(lm: LM, original, substituted, chunk: int, reverse: bool):
+    """The values, and as residual their gradients [N, d]: so the backward pass needs no logits a second time."""
+
+    def some(p, q):
+        q, back = jax.vjp(lambda q: unembed(lm, q), q)
+        p, q = jax.nn.log_softmax(unembed(lm, p)), jax.nn.log_softmax(q)
+        if reverse:
+            value = (jnp.exp(q) * (q - p)).sum(-1)
+            return value, *back(jnp.exp(q) * (q - p - value[:, None]))
+        return (jnp.exp(p) * (p - q)).sum(-1), *back(jnp.exp(q) - jnp.exp(p))
+
+    return _in_chunks(some, chunk, original, substituted)
+
+
+def _backward(chunk: int, reverse: bool, slopes, g):
+    del chunk, reverse
+    return None, None, slopes * g[:, None]
+
+
+kl_of_streams.defvjp(_forward, _backward)
+
+
+def _in_chunks(function, chunk: int, *streams):
+    """function(*parts) of `chunk` rows of streams [N, d] at a time."""
+    n, d = streams[0].shape
+    chunk = min(chunk, n)
+    # Rows of zeros fill the last chunk.
+    parts = [jnp.pad(a, ((0, -n % chunk), (0, 0))).reshape(-1, chunk, d) for a in streams]
+    out = lax.map(lambda part: function(*part), parts)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], out)

@@ -1,8 +1,10 @@
-"""GPT-2 in Flax, in pieces that meet at hook points.
+"""GPT-2 and GPT-Neo in Flax, in pieces that meet at hook points.
 
 B sequences, T positions, D width, H heads, V vocabulary. A residual hook point cuts the network in two: `upto` runs
 the layers before it and nothing else, `onward` the layers after it. Every hook point also has a tap, a function that
 sees the activation there and returns what replaces it.
+
+A GPT-Neo is a GPT-2 whose attention is not scaled and, in some layers, sees only a window of positions.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +30,7 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """The shape of a GPT-2; `from_hf` in weights.py reads one from a Hugging Face config.json."""
+    """The shape of a GPT-2 or a GPT-Neo; `read_config` in weights.py reads one from a Hugging Face config.json."""
 
     vocab_size: int
     n_positions: int
@@ -40,6 +42,8 @@ class GPT2Config:
     layer_norm_epsilon: float = 1e-5
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
+    # By layer, how many positions a token attends to, itself and those just before it (None: all). Empty: all, always.
+    windows: tuple[int | None, ...] = ()
     # Tied: the unembedding is the transposed token embedding. Untied: a matrix and a bias of its own.
     tied: bool = True
     products: Products = "float32"
@@ -49,15 +53,19 @@ class GPT2Config:
         return self.n_inner if hook.kind == "mlp.hook_post" else self.n_embd
 
 
-def attention(q, k, v, scale: float):
-    """Causal attention, q, k, v [B, T, H, D/H] -> [B, T, H, D/H]."""
+def attention(q, k, v, scale: float, window: int | None = None):
+    """Causal attention, to the last `window` positions if given, q, k, v [B, T, H, D/H] -> [B, T, H, D/H]."""
     if q.dtype != jnp.float64:
-        return jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=True)
+        # JAX counts the positions before and after a token, and not the token itself.
+        local = None if window is None else (window - 1, 0)
+        return jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=True, local_window_size=local)
     # jax.nn.dot_product_attention takes its softmax in float32 whatever the input; float64 is asked for to compare
     # to more digits than that.
     logits = jnp.einsum("bthd,bshd->bhts", q, k) * scale
-    causal = jnp.tril(jnp.ones(logits.shape[-2:], bool))
-    return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(jnp.where(causal, logits, -jnp.inf)), v)
+    seen = jnp.tril(jnp.ones(logits.shape[-2:], bool))
+    if window is not None:
+        seen = jnp.triu(seen, 1 - window)
+    return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(jnp.where(seen, logits, -jnp.inf)), v)
 
 
 class Attention(nn.Module):
@@ -74,7 +82,7 @@ class Attention(nn.Module):
         if c.scale_attn_by_inverse_layer_idx:
             scale /= self.layer + 1
         with jax.default_matmul_precision(PRECISION[c.products]):
-            y = attention(q, k, v, scale)
+            y = attention(q, k, v, scale, c.windows[self.layer] if c.windows else None)
         return nn.Dense(c.n_embd, dot_general=dot, name="c_proj")(y.reshape(x.shape))
 
 

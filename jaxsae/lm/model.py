@@ -1,4 +1,4 @@
-"""The subject model: a frozen GPT-2 as a pytree, and the pure functions that run pieces of it.
+"""The subject model: a frozen GPT-2 or GPT-Neo as a pytree, and the pure functions that run pieces of it.
 
     stream = prefix(lm, tokens, "blocks.8.hook_resid_post")        # [B, T, D]; runs blocks 0 to 8 only
     logits = suffix(lm, stream, "blocks.8.hook_resid_post")        # [B, T, V]; runs blocks 9 to 11 only

@@ -1,6 +1,8 @@
-"""GPT-2 weights from files: a Hugging Face folder, a hub name, or the embedded model. Safetensors only; no torch.
+"""GPT-2 and GPT-Neo weights from files: a Hugging Face folder, a hub name, or the embedded model. Safetensors only; no
+torch.
 
-Hugging Face's Conv1D stores its kernels [in, out], as Flax does, so names change and numbers do not.
+The Conv1D of Hugging Face's GPT-2 stores its kernels [in, out], as Flax does, so names change and numbers do not. A
+GPT-Neo is brought into GPT-2's form first.
 """
 
 import json
@@ -19,11 +21,24 @@ from jaxsae.precision import Products
 
 EMBEDDED = "embedded"
 
+# The sizes of a GPT2Config, as each type of model calls them in its config.json.
+SIZES = {
+    "gpt2": {name: name for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")},
+    "gpt_neo": {
+        "vocab_size": "vocab_size",
+        "n_positions": "max_position_embeddings",
+        "n_embd": "hidden_size",
+        "n_layer": "num_layers",
+        "n_head": "num_heads",
+        "n_inner": "intermediate_size",
+    },
+}
+
 
 def load(name: str = EMBEDDED, products: Products = "float32", dtype=jnp.float32) -> LM:
-    """A GPT-2 by name: `embedded`, a folder in Hugging Face format, or a hub name such as `gpt2` or `distilgpt2`.
+    """A GPT-2 or GPT-Neo by name: `embedded`, a folder in Hugging Face format, or a hub name such as `gpt2`.
 
-    `products` is the precision of its matrix products. Raises BadInput for anything that is not a GPT-2 that loads.
+    `products` is the precision of its matrix products. Raises BadInput for anything that is neither or does not load.
     """
     folder = find_folder(name)
     config = read_config(folder, products)
@@ -52,41 +67,62 @@ def find_folder(name: str) -> Path:
 
 
 def read_config(folder: Path, products: Products = "float32") -> GPT2Config:
-    """The GPT2Config that a Hugging Face config.json states."""
+    """The GPT2Config that the Hugging Face config.json of a GPT-2 or a GPT-Neo states."""
     try:
         hf = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:  # ValueError: not JSON, or not UTF-8
         raise BadInput(f"{folder} is not a model in Hugging Face format, its config.json: {error}") from error
     if not isinstance(hf, dict):
         raise BadInput(f"{folder} is not a model in Hugging Face format, its config.json holds no object: {hf!r}")
-    if hf.get("model_type") != "gpt2":
-        raise BadInput(f"{folder} holds a model of type {hf.get('model_type')!r}: only gpt2 is supported")
+    kind = hf.get("model_type")
+    if kind not in tuple(SIZES):
+        raise BadInput(f"{folder} holds a model of type {kind!r}: only {' and '.join(SIZES)} are supported")
     activation = hf.get("activation_function", "gelu_new")
     if activation not in ACTIVATIONS:
         raise BadInput(f"{folder} uses activation function {activation!r}: allowed are {', '.join(ACTIVATIONS)}")
-    try:
-        config = GPT2Config(
-            vocab_size=hf["vocab_size"],
-            n_positions=hf["n_positions"],
-            n_embd=hf["n_embd"],
-            n_layer=hf["n_layer"],
-            n_head=hf["n_head"],
-            n_inner=hf.get("n_inner") or 4 * hf["n_embd"],
-            activation_function=activation,
-            layer_norm_epsilon=hf.get("layer_norm_epsilon", 1e-5),
-            scale_attn_weights=hf.get("scale_attn_weights", True),
-            scale_attn_by_inverse_layer_idx=hf.get("scale_attn_by_inverse_layer_idx", False),
-            tied=hf.get("tie_word_embeddings", True),
-            products=products,
-        )
-    except KeyError as error:
-        raise BadInput(f"{folder}/config.json does not say {error}") from error
-    for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
-        if type(value := getattr(config, name)) is not int or value < 1:
-            raise BadInput(f"{folder}/config.json says {name} is {value!r}: it must be a positive whole number")
-    if config.n_embd % config.n_head:
-        raise BadInput(f"{folder}/config.json: n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
-    return config
+    sizes, neo = _sizes(hf, SIZES[kind], folder), kind == "gpt_neo"
+    return GPT2Config(
+        **sizes,
+        activation_function=activation,
+        layer_norm_epsilon=hf.get("layer_norm_epsilon", 1e-5),
+        scale_attn_weights=not neo and hf.get("scale_attn_weights", True),
+        scale_attn_by_inverse_layer_idx=not neo and hf.get("scale_attn_by_inverse_layer_idx", False),
+        windows=_windows(hf, sizes["n_layer"], folder) if neo else (),
+        tied=hf.get("tie_word_embeddings", True),
+        products=products,
+    )
+
+
+def _sizes(hf: dict, names: dict[str, str], folder: Path) -> dict[str, int]:
+    """{the name in GPT2Config: size}, from {the name in GPT2Config: the name in config.json}."""
+    sizes = {}
+    for ours, theirs in names.items():
+        value = hf.get(theirs)
+        if ours == "n_inner" and not value:
+            value = 4 * sizes["n_embd"]
+        if theirs not in hf and value is None:
+            raise BadInput(f"{folder}/config.json does not say {theirs!r}")
+        if type(value) is not int or value < 1:
+            raise BadInput(f"{folder}/config.json says {theirs} is {value!r}: it must be a positive whole number")
+        sizes[ours] = value
+    if (d := sizes["n_embd"]) % (heads := sizes["n_head"]):
+        raise BadInput(f"{folder}/config.json: {names['n_embd']} {d} is not a multiple of {names['n_head']} {heads}")
+    return sizes
+
+
+def _windows(hf: dict, n_layer: int, folder: Path) -> tuple[int | None, ...]:
+    """The attention window of each layer of a GPT-Neo."""
+    layers, window = hf.get("attention_layers"), hf.get("window_size", 256)
+    if not isinstance(layers, list) or len(layers) != n_layer:
+        raise BadInput(f"{folder}/config.json says attention_layers is {layers!r}: it must list all {n_layer} layers")
+    for layer in layers:
+        if layer not in ("global", "local"):
+            raise BadInput(f"{folder} uses attention of type {layer!r}: only global and local are supported")
+    if "local" not in layers:
+        return ()
+    if type(window) is not int or window < 1:
+        raise BadInput(f"{folder}/config.json says window_size is {window!r}: it must be a positive whole number")
+    return tuple(window if layer == "local" else None for layer in layers)
 
 
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -95,6 +131,12 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     index = folder / "model.safetensors.index.json"
+    if not index.exists() and not (folder / "model.safetensors").exists():
+        raise BadInput(
+            f"{folder} has no model.safetensors, and nothing else is read: convert the checkpoint by transformers' "
+            "AutoModelForCausalLM.from_pretrained(NAME).save_pretrained(FOLDER, safe_serialization=True) and "
+            "AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER), and give --lm FOLDER"
+        )
     try:
         names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
         tensors = {}
@@ -139,15 +181,16 @@ def from_hf(tensors: dict[str, np.ndarray], config: GPT2Config, shown="the model
     tensors = {name.removeprefix("transformer."): x for name, x in tensors.items()}
     if any(name.startswith(f"h.{config.n_layer}.") for name in tensors):
         raise BadInput(f"{shown} has weights of more layers than the {config.n_layer} of its config.json")
+    if any(".attn.attention." in name for name in tensors):
+        tensors = _from_neo(tensors, config, shown)
     params: dict = {}
     for name, path in hf_names(config).items():
-        if name not in tensors:
-            raise BadInput(f"{shown} has no weights called {name}: it does not fit its config.json")
+        tensor = _named(tensors, name, shown)
         *parents, leaf = path
         node = params
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = tensors[name]
+        node[leaf] = tensor
     if not config.tied:
         if "lm_head.weight" not in tensors:
             raise BadInput(f"{shown} has no weights called lm_head.weight, but its config.json says that it is untied")
@@ -157,10 +200,41 @@ def from_hf(tensors: dict[str, np.ndarray], config: GPT2Config, shown="the model
     return params
 
 
+def _named(tensors, name, shown):
+    if name not in tensors:
+        raise BadInput(f"{shown} has no weights called {name}: it does not fit its config.json")
+    return tensors[name]
+
+
+def _from_neo(tensors, config: GPT2Config, shown):
+    """A GPT-Neo's tensors under GPT-2's names and in its layout.
+
+    Its kernels are those of nn.Linear, [out, in]; queries, keys and values are three of them, without biases.
+    """
+    d, tensors = config.n_embd, dict(tensors)
+    for h in (f"h.{layer}" for layer in range(config.n_layer)):
+        qkv = []
+        for name in (f"{h}.attn.attention.{part}_proj.weight" for part in "qkv"):
+            qkv.append(_named(tensors, name, shown))
+            if (shape := qkv[-1].shape) != (d, d):
+                raise BadInput(f"{shown} has weights {name} of shape {list(shape)}, but its config.json says {[d, d]}")
+        kernel = np.concatenate(qkv).T
+        tensors |= {f"{h}.attn.c_attn.weight": kernel, f"{h}.attn.c_attn.bias": np.zeros(3 * d, kernel.dtype)}
+        tensors[f"{h}.attn.c_proj.weight"] = _named(tensors, f"{h}.attn.attention.out_proj.weight", shown).T
+        tensors[f"{h}.attn.c_proj.bias"] = _named(tensors, f"{h}.attn.attention.out_proj.bias", shown)
+        for name in (f"{h}.mlp.{part}.weight" for part in ("c_fc", "c_proj")):
+            tensors[name] = _named(tensors, name, shown).T
+    return tensors
+
+
 def to_hf(params: dict, config: GPT2Config) -> dict[str, np.ndarray]:
-    """The tensors that `from_hf` reads. Raises BadInput for an untied model, whose unembedding has no place there."""
+    """The tensors of a GPT-2 that `from_hf` reads. Raises BadInput for an untied model, whose unembedding has no place
+    there, and for one with attention windows, which would be read without them.
+    """
     if not config.tied:
         raise BadInput("only a model whose unembedding is its token embedding can be written in this format")
+    if config.windows:
+        raise BadInput("a model whose attention has windows, a GPT-Neo, cannot be written as a GPT-2, which has none")
     tensors = {}
     for name, path in hf_names(config).items():
         node = params

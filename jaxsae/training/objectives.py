@@ -100,7 +100,7 @@ def make_objective(sae: SAEConfig, training: TrainingConfig, config: GPT2Config 
             return {str(hook): raw} | streams(lm, raw)
 
         original = lax.stop_gradient(on_contexts(run, lm, tokens))
-        x, mean, scale = normalise(_flat(original[str(hook)]), sae.normalise)
+        x, mean, scale = normalise(flat(original[str(hook)]), sae.normalise)
         return Task(x, x, mean, scale, original)
 
     def parts(xhat, task: Task, lm: LM, mse_scale):
@@ -169,7 +169,7 @@ def _summed(objective: Objective) -> Objective:
     )
 
 
-def _flat(a):
+def flat(a):
     """[b, T, d] -> [B@data, d]."""
     b, T, d = a.shape
     return lax.reshape(jax.reshard(a, P("data")), (b * T, d), out_sharding=P("data"))

@@ -70,8 +70,7 @@ def make_step(sae: SAEConfig, training: TrainingConfig, optimizer, k_aux: int, o
     A batch is activations [B@data, d] in the units of their source; of an objective that is end to end, token ids
     [b@data, T] for the language model `lm`.
     """
-    gradient, observe = make_gradient(sae, training, k_aux, objective), activations.get(sae.activation).observe
-    factor = lr_factor(training)
+    gradient, update = make_gradient(sae, training, k_aux, objective), make_update(sae, training, optimizer)
 
     def step(state: TrainState, batch, hyper: Hyper, lm=None):
         tokens = batch.size if objective.end_to_end else len(batch)
@@ -84,22 +83,33 @@ def make_step(sae: SAEConfig, training: TrainingConfig, optimizer, k_aux: int, o
         # Else XLA moves parts of the update into both branches of the gradient, with arrays as large as it is.
         grads = jax.lax.optimization_barrier(grads)
         size = norm(grads)
-        if training.clip is not None:
-            grads = jax.tree.map(lambda g: g * jnp.minimum(1, training.clip / (size + 1e-6)), grads)
+        state = update(state, clip(grads, size, training.clip), fired, least, tokens, hyper)
+        return state, metrics | {"dead_fraction": (state.idle >= hyper.dead_window).mean(), "grad_norm": size}
+
+    return step
+
+
+def make_update(sae: SAEConfig, training: TrainingConfig, optimizer):
+    """update(state, gradient, firing counts [n@latent], least, tokens, hyper) -> state: what follows the gradient."""
+    observe, factor = activations.get(sae.activation).observe, lr_factor(training)
+
+    def update(state: TrainState, grads: SAE, fired, least, tokens: int, hyper: Hyper) -> TrainState:
         updates, opt = optimizer.update(grads, state.opt, state.params, lr=hyper.lr * factor(state.step))
         params = optax.apply_updates(state.params, updates)
         if observe is not None:
             params = params.replace(extra=observe(params.extra, least, state.step))
-        idle = jnp.where(fired > 0, 0, jnp.minimum(state.idle + tokens, IDLE_CAP))
-        metrics |= {"dead_fraction": (idle >= hyper.dead_window).mean(), "grad_norm": size}
-        state = replace(
+        return replace(
             state,
             params=params,
             opt=opt,
             ema=None if state.ema is None else ema_update(state.ema, params, training.ema_decay()),
-            idle=idle,
+            idle=jnp.where(fired > 0, 0, jnp.minimum(state.idle + tokens, IDLE_CAP)),
             step=state.step + 1,
         )
-        return state, metrics
 
-    return step
+    return update
+
+
+def clip(grads, size, bound: float | None):
+    """Gradients whose norm is `size`, scaled down to `bound` where that is less."""
+    return grads if bound is None else jax.tree.map(lambda g: g * jnp.minimum(1, bound / (size + 1e-6)), grads)

@@ -1,23 +1,23 @@
-"""Writes golden/: a tiny random GPT-2 in Hugging Face format, and what PyTorch computes with it.
+"""Writes golden/ and golden_neo/: a tiny random GPT-2 and GPT-Neo in Hugging Face format, and what PyTorch computes.
 
     python -m venv torch-env
     torch-env/bin/pip install torch==2.13.0 transformers==5.23.0 safetensors numpy
     torch-env/bin/python tests/lm/make_golden.py
 
-golden/config.json and golden/model.safetensors are the model; golden/golden.npz holds `tokens`
-[2, 12], `logits` [2, 12, V] and every hook point under its TransformerLens name, float32.
+config.json and model.safetensors are the model; golden.npz holds `tokens` [2, 12], `logits` [2, 12, V] and every hook
+point under its TransformerLens name, float32.
 """
 
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM
 
-FOLDER = Path(__file__).parent / "golden"
+FOLDER = Path(__file__).parent
 
 
-def tiny_model():
+def tiny_gpt2():
     config = GPT2Config(
         vocab_size=101,
         n_positions=16,
@@ -30,7 +30,27 @@ def tiny_model():
         eos_token_id=100,
         attn_implementation="eager",
     )
-    model = GPT2LMHeadModel(config).eval()
+    return GPT2LMHeadModel(config)
+
+
+def tiny_neo():
+    config = GPTNeoConfig(
+        vocab_size=31,
+        max_position_embeddings=16,
+        hidden_size=8,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global", "local"], 1]],
+        window_size=4,
+        initializer_range=0.4,
+        bos_token_id=30,
+        eos_token_id=30,
+        attn_implementation="eager",
+    )
+    return GPTNeoForCausalLM(config)
+
+
+def randomise(model):
     # A fresh model has zero biases and unit gains: a swapped or forgotten one would not show.
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -38,7 +58,6 @@ def tiny_model():
                 p.normal_(std=0.2)
             elif "ln_" in name:
                 p.copy_(1 + 0.3 * torch.randn_like(p))
-    return model
 
 
 def hooked(model, tokens):
@@ -68,16 +87,22 @@ def hooked(model, tokens):
         return model(tokens).logits.numpy(), seen
 
 
-def main():
+def write(folder, make):
     torch.manual_seed(0)
-    # Sums then have one order, whatever the machine's number of cores.
-    torch.set_num_threads(1)
-    model = tiny_model()
+    model = make().eval()
+    randomise(model)
     tokens = torch.randint(model.config.vocab_size, (2, 12))
     logits, seen = hooked(model, tokens)
-    model.save_pretrained(FOLDER)
-    (FOLDER / "generation_config.json").unlink(missing_ok=True)
-    np.savez_compressed(FOLDER / "golden.npz", tokens=tokens.numpy(), logits=logits, **seen)
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    np.savez_compressed(folder / "golden.npz", tokens=tokens.numpy(), logits=logits, **seen)
+
+
+def main():
+    # Sums then have one order, whatever the machine's number of cores.
+    torch.set_num_threads(1)
+    write(FOLDER / "golden", tiny_gpt2)
+    write(FOLDER / "golden_neo", tiny_neo)
 
 
 if __name__ == "__main__":

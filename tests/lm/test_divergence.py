@@ -26,6 +26,16 @@ def test_chunks_do_not_show(tiny_lm, chunk):
     np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
 
 
+def test_the_other_direction(tiny_lm):
+    lm = lms.load(str(tiny_lm))
+    original, substituted = problem(lm)
+    plain = lambda x: kl(unembed(lm, x), unembed(lm, original)).sum()
+    ours = lambda x: kl_of_streams(lm, original, x, 16, True).sum()
+    (value, slope), (want, want_slope) = (jax.value_and_grad(f)(substituted) for f in (ours, plain))
+    np.testing.assert_allclose(value, want, rtol=1e-5)
+    np.testing.assert_allclose(slope, want_slope, rtol=1e-4, atol=1e-5 * np.abs(want_slope).max())
+
+
 def test_only_what_was_put_in_gets_gradient(tiny_lm):
     lm = lms.load(str(tiny_lm))
     original, substituted = problem(lm)
