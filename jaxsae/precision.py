@@ -22,7 +22,7 @@ PRECISION = {"float32": "highest", "tf32": "high", "bfloat16": "default"}
 def matmul(x, w, products: Products = "float32"):
     """x [..., K] times w [K, N] -> [..., N], accumulated and returned in float32 (float64 operands stay float64)."""
     if products == "bfloat16":
-        return _rounded_matmul(x, w)
+        return _rounded_matmul(*_vary_alike(x, w))
     precision = PRECISION[products]
     return jnp.matmul(x, w, precision=precision)
 
@@ -50,6 +50,21 @@ def dense_dot(products: Products):
         return matmul(x, w, products)
 
     return dot
+
+
+def varying(a) -> frozenset:
+    """The mesh axes over which `a` is typed as varying, inside shard_map."""
+    kind = jax.typeof(a)
+    if hasattr(kind, "manual_axis_type"):  # jax >= 0.11
+        return frozenset(kind.manual_axis_type.varying)
+    return frozenset(kind.vma)
+
+
+def _vary_alike(*arrays):
+    # The gradients of a custom_vjp have the types of its arguments, and nothing sums them over the mesh but this.
+    axes = frozenset().union(*map(varying, arrays))
+    missing = [tuple(axes - varying(a)) for a in arrays]
+    return [lax.pcast(a, some, to="varying") if some else a for a, some in zip(arrays, missing)]
 
 
 def _rounded(x):

@@ -227,7 +227,8 @@ def test_activations_from_files(shards, tmp_path, capsys):
         "--sae.activation batch_topk --sae.n 64 --sae.prefixes 16 64",
         "--sae.activation jumprelu --sae.n 64 --sae.target-l0 8 --sae.bandwidth 0.1",
         "--sae.activation relu --sae.n 64 --sae.decoder normalised --sae.init orthogonal --sae.penalty lp --sae.p 0.5",
-        "--objective e2e --sae.activation topk --hook blocks.0.hook_resid_mid --micro-batches 2 --mesh 2 2",
+        "--objective e2e --sae.activation topk --hook blocks.0.hook_resid_mid --micro-batches 2 --mesh 2 2 "
+        "--lm-products bfloat16",
         "--objective e2e_downstream --sae.activation relu --hook blocks.0.hook_resid_post --schedule cosine "
         "--warmup 512 --clip 1 --resample-every 1024 --dead-after 256",
     ],

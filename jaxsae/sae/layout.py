@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from jaxsae.precision import varying
+
 DATA, LATENT = "data", "latent"
 TOKENS = P(DATA)  # anything with a leading token axis
 LATENTS = P(LATENT)  # anything with a leading latent axis
@@ -28,7 +30,7 @@ class Layout:
     def vary(self, *arrays):
         """The same arrays, typed as varying over both mesh axes; the gradient sums over what they did not vary on."""
         axes = {axis for axis in (self.data, self.latent) if axis}
-        cast = lambda a: lax.pcast(a, tuple(axes - _varying(a)), to="varying") if axes - _varying(a) else a
+        cast = lambda a: lax.pcast(a, tuple(axes - varying(a)), to="varying") if axes - varying(a) else a
         return tuple(jax.tree.map(cast, a) for a in arrays)
 
     def sum_latents(self, x):
@@ -66,10 +68,3 @@ class Layout:
 
 
 ALONE = Layout()
-
-
-def _varying(a) -> frozenset:
-    kind = jax.typeof(a)
-    if hasattr(kind, "manual_axis_type"):  # jax >= 0.11
-        return frozenset(kind.manual_axis_type.varying)
-    return frozenset(kind.vma)
