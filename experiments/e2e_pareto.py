@@ -1,0 +1,250 @@
+"""How many active features does an autoencoder need for the same loss of the language model?
+
+Claim (Braun et al. 2024, sec. 3.1): trained end to end, an autoencoder explains the same share of the language model's
+performance with less than half the active features per token (layer 6 of GPT-2 small: the CE increase at equal L0 is
+below 45 % of a local autoencoder's), and with fewer features in all.
+
+    python experiments/e2e_pareto.py
+
+Cost: about an hour on 2 cores. It trains ReLU autoencoders of the embedded language model on a grid of sparsity
+coefficients at two layers, five seeds at one of them (seeds after the first leave out the sparsest), and searches for
+triples (local, e2e, e2e + downstream) of similar CE increase, L0, and number of living latents. The same command goes
+on after a kill.
+
+Writes OUT/e2e_pareto.json and OUT/e2e_pareto.png; the runs stay in RUNS, where the other experiments find them.
+"""
+
+import dataclasses
+import itertools
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import tyro
+
+from experiments.grid import LABELS, RESULTS, STYLES, figure, keep, train_all
+from jaxsae.config import Config
+from jaxsae.presets import preset
+
+TYPES = ("local", "e2e", "e2e_downstream")
+SPARSITY = {
+    "local": (2.5, 6.0, 14.0, 32.0),
+    "e2e": (0.01, 0.025, 0.06, 0.15),
+    "e2e_downstream": (0.4, 0.9, 2.0, 4.5),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    runs: Path = Path("runs/e2e")
+    """Folder for the runs."""
+    out: Path = RESULTS
+    """Folder for the results."""
+    layer: int = 3
+    """Block before which autoencoders of all seeds stand."""
+    other_layer: int = 5
+    """Block before which autoencoders of the first seed stand."""
+    seeds: int = 5
+    tokens: int = 300_000
+    """Of each run."""
+    n: int = 1536
+    """Latents."""
+    lr: float = 1e-2
+    """Of all types: of 2e-3, 5e-3 and 1e-2 the best for local and for e2e at layer 3, seed 0."""
+    downstream_coef: float = 0.1
+    """Total weight of the errors at later layers: of the size, beside the KL, that it has in the paper's runs."""
+    eval_tokens: int = 16_384
+    workers: int = 2
+    """Runs at once, each on its share of the cores."""
+
+
+def config(settings: Settings, layer: int, kind: str, sparsity: float, seed: int) -> Config:
+    base = preset(f"braun-embedded-{kind}")
+    training = replace(
+        base.training,
+        tokens=settings.tokens,
+        lr=settings.lr,
+        warmup=settings.tokens // 20,
+        sparsity=sparsity,
+        seed=seed,
+        downstream_coef=settings.downstream_coef,
+    )
+    log = replace(base.log, checkpoint_every=10**6)
+    model = replace(base.model, hook=f"blocks.{layer}.hook_resid_pre")
+    sae = replace(base.sae, n=settings.n)
+    return replace(base, model=model, sae=sae, training=training, log=log, eval_tokens=settings.eval_tokens)
+
+
+def name(layer: int, kind: str, sparsity: float, seed: int) -> str:
+    return f"layer{layer}-{kind}-{sparsity:g}-seed{seed}"
+
+
+def run(settings: Settings, points: list[tuple]) -> list[dict]:
+    """Rows of trained autoencoders for points (layer, type, sparsity, seed)."""
+    configs = {name(*point): config(settings, *point) for point in points}
+    summaries = train_all(configs, settings.runs, settings.workers)
+    rows = []
+    for (layer, kind, sparsity, seed), summary in zip(points, summaries.values()):
+        alive = round(settings.n * (1 - summary["dead_fraction"]))
+        facts = {key: summary[key] for key in ("l0", "delta_ce", "kl", "nmse", "ce_original")}
+        rows.append({"layer": layer, "type": kind, "sparsity": sparsity, "seed": seed, **facts, "alive": alive})
+    return rows
+
+
+def grid(settings: Settings) -> list[dict]:
+    """All rows: both layers' sweeps, and for two seeds one more run of each type whose CE increase should be equal."""
+    where = [(settings.layer, seed) for seed in range(settings.seeds)] + [(settings.other_layer, 0)]
+    some = lambda kind, seed: SPARSITY[kind] if seed == 0 else SPARSITY[kind][:-1]
+    points = [(layer, kind, s, seed) for layer, seed in where for kind in TYPES for s in some(kind, seed)]
+    rows = run(settings, points)
+    more = []
+    for layer, seeds in ((settings.layer, range(min(2, settings.seeds))), (settings.other_layer, (0,))):
+        for kind, sparsity in matched(of(rows, layer=layer, seed=0)).items():
+            more += [(layer, kind, sparsity, seed) for seed in seeds]
+    return rows + run(settings, more)
+
+
+def of(rows: list[dict], **wanted) -> list[dict]:
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def curve(rows: list[dict], key: str):
+    """Log of `key` against log of the CE increase, both in rising order of the second."""
+    rows = sorted(rows, key=lambda row: row["delta_ce"])
+    return np.log([row["delta_ce"] for row in rows]), np.log([row[key] for row in rows])
+
+
+def common_range(rows: list[dict]) -> tuple[float, float]:
+    """The CE increases that the curves of all types reach."""
+    ends = [[row["delta_ce"] for row in of(rows, type=kind)] for kind in TYPES]
+    return max(min(e) for e in ends), min(max(e) for e in ends)
+
+
+def matched(rows: list[dict]) -> dict[str, float]:
+    """The sparsity of each type at which its curve says that the CE increase is the middle of what all reach."""
+    target = np.mean(np.log(common_range(rows)))
+    return {kind: float(f"{np.exp(np.interp(target, *curve(of(rows, type=kind), 'sparsity'))):.3g}") for kind in TYPES}
+
+
+def ratios(rows: list[dict], kind: str, key: str = "l0") -> float | None:
+    """The geometric mean over CE increases of `key` over that of a local autoencoder of the same CE increase.
+
+    None where the curves have no CE increase in common.
+    """
+    local, other = curve(of(rows, type="local"), key), curve(of(rows, type=kind), key)
+    low, high = max(local[0][0], other[0][0]), min(local[0][-1], other[0][-1])
+    if low >= high:
+        return None
+    at = np.linspace(low, high, 20)
+    return float(np.exp(np.mean(np.interp(at, *other) - np.interp(at, *local))))
+
+
+def ce_ratio(rows: list[dict], kind: str) -> float | None:
+    """The geometric mean over L0 of the CE increase over that of a local autoencoder of equal L0."""
+    turn = lambda kind: [side[::-1] for side in curve(of(rows, type=kind), "l0")][::-1]
+    local, other = turn("local"), turn(kind)
+    low, high = max(local[0].min(), other[0].min()), min(local[0].max(), other[0].max())
+    if low >= high:
+        return None
+    at = np.linspace(low, high, 20)
+    sort = lambda c: (c[0][np.argsort(c[0])], c[1][np.argsort(c[0])])
+    return float(np.exp(np.mean(np.interp(at, *sort(other)) - np.interp(at, *sort(local)))))
+
+
+def interval(values: list[float]) -> dict:
+    """Geometric mean and its 95 % interval over seeds, by Student's t of the logs."""
+    from scipy import stats
+
+    logs = np.log([v for v in values if v is not None])
+    if len(logs) == 0:
+        return {"mean": None, "low": None, "high": None, "seeds": 0}
+    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5 if len(logs) > 1 else np.nan
+    mean, low, high = (
+        float(np.exp(logs.mean() + side * half)) if side else float(np.exp(logs.mean())) for side in (0, -1, 1)
+    )
+    none = lambda v: None if np.isnan(v) else round(v, 4)
+    return {"mean": none(mean), "low": none(low), "high": none(high), "seeds": len(logs)}
+
+
+def triple(rows: list[dict], key: str) -> dict:
+    """The local, e2e and e2e + downstream runs whose `key` differs least, and by how much (largest over smallest)."""
+    choices = itertools.product(*(of(rows, type=kind) for kind in TYPES))
+    spread = lambda some: max(row[key] for row in some) / max(min(row[key] for row in some), 1e-9)
+    best = min(choices, key=spread)
+    columns = ("sparsity", "l0", "alive", "delta_ce", "kl")
+    return {
+        "spread": round(spread(best), 3),
+        **{row["type"]: {column: row[column] for column in columns} for row in best},
+    }
+
+
+MATCHED = {"similar CE increase": "delta_ce", "similar L0": "l0", "similar number alive": "alive"}
+
+
+def summarise(settings: Settings, rows: list[dict]) -> dict:
+    said = {
+        key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(settings).items()
+    }
+    out = {"settings": said, "lr": LR, "rows": rows}
+    for layer, seeds in ((settings.layer, range(settings.seeds)), (settings.other_layer, (0,))):
+        here = [of(rows, layer=layer, seed=seed) for seed in seeds]
+        over = lambda ratio, here=here: {kind: interval([ratio(some, kind) for some in here]) for kind in TYPES[1:]}
+        out[f"layer {layer}"] = {
+            "L0 at equal CE increase, of local's": over(ratios),
+            "living latents at equal CE increase, of local's": over(lambda some, kind: ratios(some, kind, "alive")),
+            "CE increase at equal L0, of local's": over(ce_ratio),
+            **{title: triple(here[0], key) for title, key in MATCHED.items()},
+        }
+    return out
+
+
+def draw(settings: Settings, rows: list[dict], path: Path):
+    layers = (settings.layer, settings.other_layer)
+    picture, axes = figure(10, 7.5, 2, 2)
+    for line, layer in zip(axes, layers):
+        for ax, (key, label) in zip(line, (("l0", "L0 (active latents per token)"), ("alive", "living latents"))):
+            for kind in TYPES:
+                for seed in range(settings.seeds):
+                    some = sorted(of(rows, layer=layer, type=kind, seed=seed), key=lambda row: row["delta_ce"])
+                    ax.plot(
+                        [row[key] for row in some],
+                        [row["delta_ce"] for row in some],
+                        **STYLES[kind],
+                        markersize=6 if seed == 0 else 3,
+                        linewidth=1.6 if seed == 0 else 0.5,
+                        alpha=1 if seed == 0 else 0.6,
+                        label=LABELS[kind] if seed == 0 else None,
+                    )
+            ax.set_yscale("log")
+            ax.set_xscale("log" if key == "l0" else "linear")
+            for axis in (ax.yaxis, *((ax.xaxis,) if key == "l0" else ())):
+                axis.set_major_formatter("{x:.3g}")
+                axis.set_minor_formatter("{x:.2g}")
+                axis.set_tick_params(which="minor", labelsize=7)
+            ax.invert_yaxis()
+            ax.set_xlabel(label)
+            ax.set_ylabel("CE increase (nats; better is up)")
+            seeds = f", {settings.seeds} seeds (thin: seeds after the first)" if layer == settings.layer else ""
+            ax.set_title(f"before block {layer}{seeds}", fontsize=10)
+    axes[0, 0].legend(frameon=False)
+    picture.savefig(path, dpi=110)
+
+
+def main():
+    settings = tyro.cli(Settings, description=__doc__)
+    rows = grid(settings)
+    facts = summarise(settings, rows)
+    path = keep("e2e_pareto", facts, settings.out)
+    draw(settings, rows, path.with_suffix(".png"))
+    for layer in (settings.layer, settings.other_layer):
+        print(f"\nbefore block {layer}")
+        for title, values in facts[f"layer {layer}"].items():
+            print(f"  {title}: {values}")
+    print(f"\n{path} and {path.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What the experiments share: many training runs, each on its own cores, resumed after a kill; results; figures."""
+
+import dataclasses
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib import metadata
+from multiprocessing import get_context
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.common import manifest
+from jaxsae import folder as folders
+from jaxsae.config import Config
+from jaxsae.run import train
+
+RESULTS = Path(__file__).parent / "results"
+# Told apart in greyscale by shade, marker and dash; the colours are for those who see them.
+STYLES = {
+    "local": {"color": "#e69f00", "marker": "^", "linestyle": "--"},
+    "e2e": {"color": "#004d40", "marker": "o", "linestyle": "-"},
+    "e2e_downstream": {"color": "#6aa5e0", "marker": "s", "linestyle": ":"},
+}
+LABELS = {"local": "local", "e2e": "e2e", "e2e_downstream": "e2e + downstream"}
+
+
+def train_all(configs: dict[str, Config], folder: Path, workers: int) -> dict[str, dict]:
+    """{name: summary} of every run, each in folder/NAME; what is finished there is not trained again.
+
+    `workers` processes train at once, each on its share of the cores. Raises BadInput where a run there had another
+    configuration.
+    """
+    configs = {name: dataclasses.replace(c, run=str(folder / name), resume=True) for name, c in configs.items()}
+    for config in configs.values():
+        folders.check(Path(config.run), config)
+    todo = {name: c for name, c in configs.items() if not (Path(c.run) / "summary.json").exists()}
+    if todo:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Runs that differ in traced numbers only are compiled once.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str((folder / "compiled").resolve())
+        os.environ["TQDM_DISABLE"] = "1"
+        cores, context = sorted(os.sched_getaffinity(0)), get_context("spawn")
+        free = context.Queue()
+        for worker in range(workers):
+            free.put(cores[worker::workers] or cores)
+        with ProcessPoolExecutor(workers, context, _pin, (free,)) as pool:
+            runs = {pool.submit(train, config): name for name, config in todo.items()}
+            with tqdm(total=len(runs), desc=f"training in {folder}", unit="run", disable=False) as bar:
+                for done in as_completed(runs):
+                    done.result()
+                    bar.set_postfix_str(runs[done])
+                    bar.update()
+    return {name: json.loads((Path(c.run) / "summary.json").read_text()) for name, c in configs.items()}
+
+
+def _pin(free):
+    os.sched_setaffinity(0, free.get())
+
+
+def keep(name: str, facts: dict, out: Path) -> Path:
+    """Write facts as NAME.json in `out`, with the machine and the versions; its path."""
+    out.mkdir(parents=True, exist_ok=True)
+    about = manifest() | {package: metadata.version(package) for package in ("jax", "jaxsae")}
+    path = out / f"{name}.json"
+    path.write_text(json.dumps({"manifest": about, **facts}, indent=1) + "\n")
+    return path
+
+
+def figure(width: float, height: float, *grid, **more):
+    """A figure and its axes, plain and without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(made)
+    axes = made.subplots(*grid, squeeze=False, **more)
+    for one in axes.flat:
+        one.grid(color="0.92")
+        one.spines[["top", "right"]].set_visible(False)
+    return made, axes
