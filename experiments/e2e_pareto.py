@@ -90,7 +90,8 @@ def run(settings: Settings, points: list[tuple]) -> list[dict]:
     for (layer, kind, sparsity, seed), summary in zip(points, summaries.values()):
         alive = round(settings.n * (1 - summary["dead_fraction"]))
         facts = {key: summary[key] for key in ("l0", "delta_ce", "kl", "nmse", "ce_original")}
-        rows.append({"layer": layer, "type": kind, "sparsity": sparsity, "seed": seed, **facts, "alive": alive})
+        point = {"layer": layer, "type": kind, "sparsity": sparsity, "seed": seed, "matched": False}
+        rows.append(point | facts | {"alive": alive})
     return rows
 
 
@@ -104,7 +105,7 @@ def grid(settings: Settings) -> list[dict]:
     for layer, seeds in ((settings.layer, range(min(2, settings.seeds))), (settings.other_layer, (0,))):
         for kind, sparsity in matched(of(rows, layer=layer, seed=0)).items():
             more += [(layer, kind, sparsity, seed) for seed in seeds]
-    return rows + run(settings, more)
+    return rows + [row | {"matched": True} for row in run(settings, more)]
 
 
 def of(rows: list[dict], **wanted) -> list[dict]:
@@ -174,21 +175,23 @@ def triple(rows: list[dict], key: str) -> dict:
     choices = itertools.product(*(of(rows, type=kind) for kind in TYPES))
     spread = lambda some: max(row[key] for row in some) / max(min(row[key] for row in some), 1e-9)
     best = min(choices, key=spread)
-    columns = ("sparsity", "l0", "alive", "delta_ce", "kl")
+    columns = ("layer", "sparsity", "seed", "l0", "alive", "delta_ce", "kl")
     return {
         "spread": round(spread(best), 3),
-        **{row["type"]: {column: row[column] for column in columns} for row in best},
+        **{row["type"]: {column: row[column] for column in ("type", *columns)} for row in best},
     }
 
 
 MATCHED = {"similar CE increase": "delta_ce", "similar L0": "l0", "similar number alive": "alive"}
 
 
+def folder(settings: Settings, row: dict) -> Path:
+    """The run that a row is about."""
+    return settings.runs / name(row["layer"], row["type"], row["sparsity"], row["seed"])
+
+
 def summarise(settings: Settings, rows: list[dict]) -> dict:
-    said = {
-        key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(settings).items()
-    }
-    out = {"settings": said, "lr": LR, "rows": rows}
+    out = {"settings": {key: str(value) for key, value in dataclasses.asdict(settings).items()}, "rows": rows}
     for layer, seeds in ((settings.layer, range(settings.seeds)), (settings.other_layer, (0,))):
         here = [of(rows, layer=layer, seed=seed) for seed in seeds]
         over = lambda ratio, here=here: {kind: interval([ratio(some, kind) for some in here]) for kind in TYPES[1:]}

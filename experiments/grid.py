@@ -14,6 +14,7 @@ from benchmarks.common import manifest
 from jaxsae import folder as folders
 from jaxsae.config import Config
 from jaxsae.run import train
+from jaxsae.setting import make_setting
 
 RESULTS = Path(__file__).parent / "results"
 # Told apart in greyscale by shade, marker and dash; the colours are for those who see them.
@@ -39,14 +40,13 @@ def train_all(configs: dict[str, Config], folder: Path, workers: int) -> dict[st
         folder.mkdir(parents=True, exist_ok=True)
         # Runs that differ in traced numbers only are compiled once.
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str((folder / "compiled").resolve())
-        os.environ["TQDM_DISABLE"] = "1"
         cores, context = sorted(os.sched_getaffinity(0)), get_context("spawn")
         free = context.Queue()
         for worker in range(workers):
-            free.put(cores[worker::workers] or cores)
+            free.put((cores[worker::workers] or cores, str(folder / f"worker{worker}.log")))
         with ProcessPoolExecutor(workers, context, _pin, (free,)) as pool:
             runs = {pool.submit(train, config): name for name, config in todo.items()}
-            with tqdm(total=len(runs), desc=f"training in {folder}", unit="run", disable=False) as bar:
+            with tqdm(total=len(runs), desc=f"training in {folder}", unit="run") as bar:
                 for done in as_completed(runs):
                     done.result()
                     bar.set_postfix_str(runs[done])
@@ -55,7 +55,19 @@ def train_all(configs: dict[str, Config], folder: Path, workers: int) -> dict[st
 
 
 def _pin(free):
-    os.sched_setaffinity(0, free.get())
+    """A process of its own cores, whose progress bars go to a file."""
+    share, log = free.get()
+    os.sched_setaffinity(0, share)
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def tokens_of(config: Config, split: str, tokens: int):
+    """The language model of a configuration, and contexts [b, T] with about so many tokens of its text."""
+    setting = make_setting(dataclasses.replace(config, training=dataclasses.replace(config.training, mesh=(1, 1))))
+    source = {"train": setting.source, "held_out": setting.held_out}[split]
+    return setting.lm, source.host(0, min(len(source), -(-tokens // config.data.context)))
 
 
 def keep(name: str, facts: dict, out: Path) -> Path:

@@ -1,0 +1,90 @@
+"""What becomes of an autoencoder's errors in later layers?
+
+Claim (Braun et al. 2024, sec. 3.3 and app. B): an autoencoder trained end to end reconstructs its own layer badly, and
+the layers behind it much better but never as well as a local one does; with downstream errors in the loss it is as
+close to the original at later layers as a local one. Its output is much shorter than the activation, most of all at
+position 0.
+
+    python experiments/e2e_layers.py
+
+Cost: a few minutes behind experiments/e2e_pareto.py, whose runs it uses (and trains where they are missing, with the
+same flags). Writes OUT/e2e_layers.json and OUT/e2e_layers.png.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import tyro
+
+import jaxsae
+from experiments import e2e_pareto as pareto
+from experiments.grid import LABELS, STYLES, figure, keep, tokens_of
+from jaxsae.evals.layers import measure
+
+TOKENS = 65_536  # held out
+
+
+def at(place: str) -> float:
+    """Where a hook point is drawn: the number of blocks before it."""
+    _, layer, kind = place.split(".")
+    return int(layer) + (kind == "hook_resid_post")
+
+
+def draw(settings: pareto.Settings, facts: dict, path: Path):
+    layers = (settings.layer, settings.other_layer)
+    columns = {
+        "mse": "squared error, mean over d",
+        "no_pos0_mse": "the same without position 0",
+        "no_pos0_explained_variance": "explained variance,\nwithout position 0",
+    }
+    picture, axes = figure(12, 6.5, 2, 3)
+    for line, layer in zip(axes, layers):
+        for ax, (column, title) in zip(line, columns.items()):
+            for kind in pareto.TYPES:
+                places = facts[f"layer {layer}"][kind]["places"]
+                x, y = [at(place) for place in places], [places[place][column] for place in places]
+                ax.plot(x, y, **STYLES[kind], label=LABELS[kind])
+            if column.endswith("mse"):
+                ax.set_yscale("log")
+                ax.yaxis.set_major_formatter("{x:.3g}")
+                ax.yaxis.set_minor_formatter("{x:.2g}")
+                ax.tick_params(axis="y", which="minor", labelsize=7)
+            else:
+                ax.set_ylim(min(0, *ax.get_ylim()), 1)
+            ax.set_title(f"{title}" if layer == layers[0] else "", fontsize=10)
+            ax.set_xlabel("blocks before this place")
+            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.set_ylabel(f"autoencoder before block {layer}" if column == "mse" else "")
+    axes[0, 0].legend(frameon=False)
+    picture.savefig(path, dpi=110)
+
+
+def main():
+    settings = tyro.cli(pareto.Settings, description=__doc__)
+    rows = pareto.grid(settings)
+    facts = {"tokens": TOKENS}
+    for layer in (settings.layer, settings.other_layer):
+        chosen = pareto.triple(pareto.of(rows, layer=layer, seed=0), "delta_ce")
+        facts[f"layer {layer}"] = {"spread of the CE increase": chosen["spread"]}
+        for kind in pareto.TYPES:
+            row = chosen[kind]
+            config = pareto.config(settings, layer, kind, row["sparsity"], row["seed"])
+            lm, tokens = tokens_of(config, "held_out", TOKENS)
+            places = measure(lm, jaxsae.load(pareto.folder(settings, row)), config.model.hook, tokens)
+            facts[f"layer {layer}"][kind] = {"run": row, "places": places}
+            here = places[config.model.hook]
+            print(
+                f"layer {layer} {LABELS[kind]:<17} CE +{row['delta_ce']:.3f}  L0 {row['l0']:.0f}  "
+                f"||xhat||/||x|| at position 0 {here['pos0_l2_ratio']:.2f}, elsewhere {here['no_pos0_l2_ratio']:.2f}  "
+                f"explained variance {here['no_pos0_explained_variance']:.2f} here, "
+                f"{places[list(places)[-1]]['no_pos0_explained_variance']:.2f} at the end"
+            )
+    path = keep("e2e_layers", facts, settings.out)
+    draw(settings, facts, path.with_suffix(".png"))
+    print(f"{path} and {path.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()
