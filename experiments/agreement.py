@@ -1,0 +1,170 @@
+"""Is subject-verb agreement kept when an autoencoder stands in the language model, and by how few latents?
+
+Claim (Braun et al. 2024, app. I): no type of training is consistently more faithful; end-to-end autoencoders need
+comparatively few latents, local and e2e + downstream ones are alike. (Faithfulness: the mean logit difference of the
+right and the wrong verb form with the autoencoder in place, over that of the model itself.)
+
+    python experiments/agreement.py --lm MODEL --text STORIES.txt --pairs FOLDER
+
+MODEL is a folder or hub name of a model that knows agreement (a GPT-2 or GPT-Neo trained on TinyStories, say), STORIES
+text of its kind, FOLDER holds simple_train.json, nounpp_train.json and within_rc_train.json (JSON lines, as in the
+feature-circuits repository of Marks et al. 2024). Cost: about half an hour on 2 cores; the same command goes on after a
+kill. Writes OUT/agreement.json and OUT/agreement.png.
+
+Templates on which the model itself is right less often than MIN_ACCURACY are measured and reported, but no conclusion
+is drawn from them: where the model's mean difference is near 0, a share of it is noise.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import tyro
+
+import jaxsae
+from experiments import e2e_pareto as pareto
+from experiments.grid import LABELS, STYLES, figure, keep, train_all
+from jaxsae.evals.agreement import accuracy, differences, faithfulness, read, tokenise, topk_curve
+from jaxsae.lm import load, load_tokenizer, process_weights
+from jaxsae.presets import preset
+
+TEMPLATES = ("simple", "within_rc", "nounpp")
+MIN_ACCURACY = 0.75
+KS = (*range(20), *range(20, 100, 5), *range(100, 500, 25))
+
+
+@dataclass(frozen=True)
+class Settings:
+    lm: str
+    """A model that knows agreement: a folder in Hugging Face format, or a hub name."""
+    text: str
+    """Text to train on."""
+    pairs: Path
+    """Folder of the agreement pairs."""
+    runs: Path = Path("runs/agreement")
+    out: Path = pareto.RESULTS
+    hook: str = "blocks.4.hook_resid_pre"
+    n: int = 1024
+    tokens: int = 300_000
+    lr: float = 2e-3
+    downstream_coef: float = 1000.0
+    """As in the paper's runs on TinyStories."""
+    local: tuple[float, ...] = (0.02, 0.05, 0.12)
+    """Sparsity coefficients of each type."""
+    e2e: tuple[float, ...] = (1.0, 2.5, 6.0)
+    e2e_downstream: tuple[float, ...] = (40.0, 90.0, 200.0)
+    examples: int = 1000
+    """Rows of each template."""
+    curve_examples: int = 100
+    """Rows of each template for the curves."""
+    workers: int = 2
+
+
+def config(settings: Settings, kind: str, sparsity: float):
+    base = preset(f"braun-embedded-{kind}")
+    training = replace(
+        base.training,
+        tokens=settings.tokens,
+        lr=settings.lr,
+        warmup=settings.tokens // 20,
+        sparsity=sparsity,
+        downstream_coef=settings.downstream_coef,
+    )
+    return replace(
+        base,
+        model=replace(base.model, lm=settings.lm, hook=settings.hook),
+        data=replace(base.data, text=(settings.text,)),
+        sae=replace(base.sae, n=settings.n),
+        training=training,
+        log=replace(base.log, checkpoint_every=10**6),
+        eval_tokens=16_384,
+    )
+
+
+def rows_of(settings: Settings, points: list[tuple[str, float]]) -> list[dict]:
+    configs = {f"{kind}-{sparsity:g}": config(settings, kind, sparsity) for kind, sparsity in points}
+    summaries = train_all(configs, settings.runs, settings.workers)
+    rows = []
+    for (run, summary), (kind, sparsity) in zip(summaries.items(), points):
+        facts = {key: summary[key] for key in ("l0", "delta_ce", "kl", "nmse")}
+        alive = round(settings.n * (1 - summary["dead_fraction"]))
+        rows.append({"run": run, "layer": 0, "type": kind, "sparsity": sparsity, "seed": 0, "alive": alive, **facts})
+    return rows
+
+
+def draw(facts: dict, path: Path):
+    picture, axes = figure(12, 4, 1, len(TEMPLATES))
+    for ax, template in zip(axes[0], TEMPLATES):
+        for kind, curve in facts["curves"][template].items():
+            style = {key: value for key, value in STYLES[kind].items() if key != "marker"}
+            ax.plot(curve["k"], curve["faithfulness"], linewidth=1.6, label=LABELS[kind], **style)
+        right = facts["model"][template]["accuracy"]
+        known = "" if right >= MIN_ACCURACY else ": not known to it"
+        ax.set_title(f"{template} (the model is right on {right:.0%}{known})", fontsize=10)
+        ax.set_xscale("symlog", linthresh=10)
+        ax.xaxis.set_major_formatter("{x:.0f}")
+        ax.set_xlabel("latents that are not ablated")
+        ax.axhline(1, color="0.6", linewidth=0.8)
+        ax.set_ylim(max(-0.5, ax.get_ylim()[0]), min(2, ax.get_ylim()[1]))
+    axes[0, 0].set_ylabel("faithfulness")
+    axes[0, 0].legend(frameon=False)
+    picture.savefig(path, dpi=110)
+
+
+def main():
+    settings = tyro.cli(Settings, description=__doc__)
+    files = {template: settings.pairs / f"{template}_train.json" for template in TEMPLATES}
+    rows_read = {template: read(path, settings.examples) for template, path in files.items()}
+    rows = rows_of(settings, [(kind, s) for kind in pareto.TYPES for s in getattr(settings, kind)])
+    rows += rows_of(settings, list(pareto.matched(rows).items()))
+    lm = process_weights(load(settings.lm))
+    tokenizer = load_tokenizer(lm)
+    pairs, dropped = {}, {}
+    for template, some in rows_read.items():
+        pairs[template], dropped[template] = tokenise(some, tokenizer)
+    measured = {template: differences(lm, pairs[template]) for template in TEMPLATES}
+    facts = {
+        "settings": {name: str(value) for name, value in vars(settings).items()},
+        "rows": rows,
+        "model": {
+            template: {"m": float(d.mean()), "accuracy": accuracy(d), "rows": len(d), "dropped": dropped[template]}
+            for template, d in measured.items()
+        },
+        "faithfulness": {},
+    }
+    for title in ("similar CE increase", "similar L0"):
+        chosen = pareto.triple(rows, pareto.MATCHED[title])
+        table = {"spread": chosen["spread"]}
+        for kind in pareto.TYPES:
+            run = next(r for r in rows if r["type"] == kind and r["sparsity"] == chosen[kind]["sparsity"])
+            sae = jaxsae.load(settings.runs / run["run"])
+            values = {template: faithfulness(lm, sae, settings.hook, pairs[template]) for template in TEMPLATES}
+            table[kind] = {"run": run, **values}
+            said = ", ".join(f"{template} {v['faithfulness']:.1%}" for template, v in values.items())
+            print(f"{title}: {LABELS[kind]:<17} L0 {run['l0']:.0f}, CE +{run['delta_ce']:.3f}: {said}", flush=True)
+        facts["faithfulness"][title] = table
+    facts["curves"] = {template: {} for template in TEMPLATES}
+    for template in TEMPLATES:
+        some, _ = tokenise(rows_read[template][: settings.curve_examples], tokenizer)
+        for kind in pareto.TYPES:
+            run = facts["faithfulness"]["similar L0"][kind]["run"]
+            curve = topk_curve(lm, jaxsae.load(settings.runs / run["run"]), settings.hook, some, KS)
+            reached = [int(k) for k, f in zip(curve.ks, curve.faithfulness) if f >= 0.8 * curve.m_sae / curve.m_model]
+            facts["curves"][template][kind] = {
+                "k": [int(k) for k in curve.ks],
+                "faithfulness": [round(float(f), 4) for f in curve.faithfulness],
+                "active": len(curve.latents),
+                "latents for 80 % of all": min(reached, default=None),
+            }
+            print(
+                f"{template}: {LABELS[kind]}: 80 % by {min(reached, default=None)} of {len(curve.latents)}", flush=True
+            )
+    path = keep("agreement", facts, settings.out)
+    draw(facts, path.with_suffix(".png"))
+    print(f"{path} and {path.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()
