@@ -1,7 +1,7 @@
 """How much of the loss that an autoencoder costs does a short fine-tuning on KL and squared error win back?
 
-Claim (Karvonen 2025): training the last small part of a run on KL and squared error in balance, instead of squared error
-alone, closes 20 to 50 % of the gap in cross-entropy, at the same L0.
+Claim (Karvonen 2025): training the last small part of a run on KL and squared error in balance, instead of squared
+error alone, closes 20 to 50 % of the gap in cross-entropy, at the same L0.
 
     python experiments/finetune_kl.py
 

@@ -1,0 +1,95 @@
+"""What the end-to-end experiments compute of their runs, on curves whose answers are known."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2]))
+
+from experiments import e2e_pareto as pareto
+from experiments.grid import keep, train_all
+from jaxsae.config import Config
+from jaxsae.data.config import DataConfig
+from jaxsae.errors import BadInput
+from jaxsae.lm.config import LMConfig
+from jaxsae.training.config import SAEConfig, TrainingConfig
+
+SHARE = {"local": 1.0, "e2e": 0.4, "e2e_downstream": 0.5}
+
+
+def rows(seed=0, noise=1.0):
+    """CE increase 1 / L0 times a factor for each type: each needs SHARE of local's L0 at equal CE increase."""
+    out = []
+    for kind, share in SHARE.items():
+        for sparsity in (1.0, 2.0, 4.0, 8.0):
+            l0 = 100 / sparsity
+            row = {"layer": 3, "type": kind, "sparsity": sparsity, "seed": seed, "matched": False, "l0": l0, "kl": 0.0}
+            out.append(row | {"delta_ce": noise * share / l0, "alive": 2 * l0})
+    return out
+
+
+def test_ratios_of_power_laws():
+    for kind in ("e2e", "e2e_downstream"):
+        assert pareto.ratios(rows(), kind) == pytest.approx(SHARE[kind])
+        assert pareto.ratios(rows(), kind, "alive") == pytest.approx(SHARE[kind])
+        # The slope is 1, so at equal L0 the CE increase has the same ratio.
+        assert pareto.ce_ratio(rows(), kind) == pytest.approx(SHARE[kind])
+
+
+def test_curves_without_common_values_have_no_ratio():
+    apart = [row | {"delta_ce": row["delta_ce"] * (100 if row["type"] == "local" else 1)} for row in rows()]
+    assert pareto.ratios(apart, "e2e") is None
+    assert pareto.interval([None, None])["seeds"] == 0
+
+
+def test_matched_sparsities_have_equal_ce_increase():
+    found = pareto.matched(rows())
+    low, high = pareto.common_range(rows())
+    for kind, sparsity in found.items():
+        # delta_ce = share * sparsity / 100
+        assert SHARE[kind] * sparsity / 100 == pytest.approx((low * high) ** 0.5, rel=5e-3)
+
+
+def test_triples_are_the_nearest():
+    some = [row for row in rows() if row["sparsity"] != 2.0 or row["type"] != "local"]
+    found = pareto.triple(some, "l0")
+    assert found["spread"] == 1.0 and len({found[kind]["l0"] for kind in pareto.TYPES}) == 1
+
+
+def test_intervals_over_seeds_hold_the_mean():
+    values = [0.4, 0.5, 0.45, 0.42, 0.48]
+    found = pareto.interval(values)
+    assert found["low"] < found["mean"] < found["high"] and found["seeds"] == 5
+    assert found["mean"] == pytest.approx(np.exp(np.log(values).mean()), abs=1e-4)
+    assert pareto.interval([0.4])["low"] is None
+
+
+def tiny(tiny_lm, tiny_text, cache, **training):
+    return Config(
+        model=LMConfig(str(tiny_lm), "blocks.0.hook_resid_post"),
+        data=DataConfig((str(tiny_text),), context=32, cache=str(cache)),
+        sae=SAEConfig(32, 4),
+        training=TrainingConfig(tokens=1024, batch_size=256, mesh=(1, 1), **training),
+        eval_tokens=512,
+    )
+
+
+def test_runs_of_a_grid_are_trained_once(tiny_lm, tiny_text, tmp_path):
+    configs = {f"seed{seed}": tiny(tiny_lm, tiny_text, tmp_path / "cache", seed=seed) for seed in (0, 1)}
+    summaries = train_all(configs, tmp_path / "runs", 2)
+    assert list(summaries) == ["seed0", "seed1"] and summaries["seed0"]["loss"] != summaries["seed1"]["loss"]
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").glob("seed*/**/*") if p.is_file()}
+    assert train_all(configs, tmp_path / "runs", 1) == summaries
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+    other = {"seed0": replace(configs["seed0"], sae=SAEConfig(32, 5))}
+    with pytest.raises(BadInput, match=r"--sae\.k was 4, not 5"):
+        train_all(other, tmp_path / "runs", 1)
+
+
+def test_results_say_what_they_were_made_with(tmp_path):
+    said = json.loads(keep("some", {"value": 1}, tmp_path).read_text())
+    assert said["value"] == 1 and {"cores", "commit", "jax", "jaxsae"} <= set(said["manifest"])
