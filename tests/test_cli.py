@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import jaxsae
-from jaxsae.cli import main
+from jaxsae.cli import _defaults, main
 from jaxsae.mesh import make_mesh
 from jaxsae.presets import PRESETS
 from jaxsae.sae import files
@@ -342,8 +342,10 @@ def test_a_start_must_be_of_the_same_kind(flags, finished, tmp_path, capsys):
     refused(capsys, ["train", "--run", str(tmp_path / "b"), *flags, "--start", str(finished), "--sae.n", "32"], "n 64")
 
 
-def test_every_preset_can_be_asked_for(capsys):
+def test_a_preset_gives_the_flags_their_defaults(capsys):
     for name, config in PRESETS.items():
-        with pytest.raises(SystemExit):
-            main(["train", "--preset", name, "--help"])
-        assert f"(default: {config.model.lm})" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert _defaults(["train", "--preset", name]) == _defaults([f"--preset={name}"]) == config
+    with pytest.raises(SystemExit):
+        main(["train", "--preset", "braun-gpt2-small-l6-e2e", "--help"])
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "(default: gpt2)" in said and "(default: blocks.6.hook_resid_pre)" in said

@@ -100,7 +100,8 @@ class TrainingConfig:
     """Losses as in the code of Braun et al. 2024, or as in their paper: squared errors summed over d, later ones
     divided by the number of blocks behind, KL(substituted || original)."""
     error_unit: Literal["variance", "one"] = "variance"
-    """Unit of the reconstruction error: the variance of the activations, or one, as they are."""
+    """Unit of squared errors, here and at later hook points: the variance of the activations there, or one, as they
+    are."""
     kl_chunk: int = 512
     """Tokens of a device whose logits exist at once."""
     remat: bool = False
@@ -125,8 +126,9 @@ class TrainingConfig:
     """Largest norm of the gradient, which is scaled down to it; without bound unless given."""
     seed: int = 0
     """Seed of the weights and of the order of the data."""
-    sparsity: float = 1.0
-    """Weight of the sparsity term of families that have one."""
+    sparsity: float | None = None
+    """Weight of the sparsity term of families that have one; 1 for a count of latents and 10 for a norm, unless
+    given."""
     auxk_coef: float | None = None
     """Weight of AuxK, the loss that revives dead latents, 0 for none; 1/32 for the TopK families trained locally, else
     none, unless given."""
@@ -191,6 +193,11 @@ class TrainingConfig:
         if self.auxk_coef is not None:
             return self.auxk_coef
         return 1 / 32 if self.objective == "local" and not activations.get(activation).penalties else 0.0
+
+    def sparsity_weight(self, sae: SAEConfig) -> float:
+        """What leaves some tens of latents active where errors are in units of the variance and inputs have norm 1."""
+        penalty = sae.penalty or next(iter(activations.get(sae.activation).penalties), "")
+        return self.sparsity if self.sparsity is not None else 1.0 if penalty in ("l0", "tanh") else 10.0
 
     def kl_weight(self) -> float:
         """Braun et al. 2024, app. D: 0.5 beside downstream errors."""

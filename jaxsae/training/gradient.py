@@ -43,18 +43,18 @@ def make_gradient(sae: SAEConfig, training: TrainingConfig, k_aux: int, objectiv
     # The branch is kept wherever it is cheap to compile.
     with_aux = not objective.end_to_end or training.auxk_weight(sae.activation) > 0
 
-    def parts_of(out, task, lm, weigh):
+    def parts_of(out, task, lm, weigh, units):
         """What the objective sees of each view."""
-        return tuple(objective.parts(xhat, task, lm, weigh.mse_scale) for xhat in out.views)
+        return tuple(objective.parts(xhat, task, lm, weigh.mse_scale, units) for xhat in out.views)
 
-    def loss(params, task, chosen, weigh: Coefficients, lm, whole=None, dead=None, variance=None):
+    def loss(params, task, chosen, weigh: Coefficients, lm, units, whole=None, dead=None, variance=None):
         """A piece's share of the loss of the batch; AuxK's part of it where there are `dead`.
 
         `whole`: the objective's parts of the whole batch, where it looks at them and this is not all of it.
         """
         x, y = task.x, task.y
         out = autoencode(params, x, chosen, how, sae.terms(), dead, k_aux)
-        parts = parts_of(out, task, lm, weigh)
+        parts = parts_of(out, task, lm, weigh, units)
         whole = lax.stop_gradient(parts) if whole is None else whole
         metrics = parts[0]
         total = sum(weight * objective.loss(*view) for weight, *view in zip(out.weights, parts, whole))
@@ -80,24 +80,24 @@ def make_gradient(sae: SAEConfig, training: TrainingConfig, k_aux: int, objectiv
     def either(dead, weigh, with_auxk, without):
         return _if_dead(dead, weigh, with_auxk, without) if with_aux else without(dead)
 
-    def whole(params, task, dead, weigh, lm):
+    def whole(params, task, dead, *rest):
         chosen = choose(params, task.x, how, training=True)
-        without = lambda dead: derivative(params, task, chosen, weigh, lm)
-        with_auxk = lambda dead: derivative(params, task, chosen, weigh, lm, None, dead)
-        return either(dead, weigh, with_auxk, without)
+        without = lambda dead: derivative(params, task, chosen, *rest)
+        with_auxk = lambda dead: derivative(params, task, chosen, *rest, None, dead)
+        return either(dead, rest[0], with_auxk, without)
 
-    def in_pieces(params, tasks, dead, weigh, lm):
+    def in_pieces(params, tasks, dead, weigh, lm, units):
         chosen = lax.map(lambda x: choose(params, x, how, training=True), tasks.x)
         forward = lambda piece: autoencode(params, piece[0].x, piece[1], how, sae.terms())
         parts = None
         if objective.balanced:
-            parts = lax.map(lambda piece: parts_of(forward(piece), piece[0], lm, weigh), (tasks, chosen))
+            parts = lax.map(lambda piece: parts_of(forward(piece), piece[0], lm, weigh, units), (tasks, chosen))
             parts = jax.tree.map(lambda part: part.mean(0), parts)
 
         def total(dead, *auxk):
             def add(carry, piece):
                 grads, fired = carry
-                part, (metrics, more, _) = derivative(params, *piece, weigh, lm, parts, *auxk)
+                part, (metrics, more, _) = derivative(params, *piece, weigh, lm, units, parts, *auxk)
                 return (jax.tree.map(jnp.add, grads, part), fired + more), metrics
 
             nothing = jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(dead, jnp.int32)
@@ -112,12 +112,9 @@ def make_gradient(sae: SAEConfig, training: TrainingConfig, k_aux: int, objectiv
         return either(dead, weigh, with_auxk, total)
 
     def gradient(params, batch, dead, weigh: Coefficients, lm=None):
-        if pieces == 1:
-            task = objective.prepare(batch, lm)
-            grads, (metrics, fired, least) = whole(params, task, dead, weigh, lm)
-        else:
-            task = lax.map(lambda part: objective.prepare(part, lm), jax.tree.map(lambda a: _split(a, pieces), batch))
-            grads, (metrics, fired, least) = in_pieces(params, task, dead, weigh, lm)
+        prepare, run = (lambda part: objective.prepare(part, lm)), whole if pieces == 1 else in_pieces
+        task = prepare(batch) if pieces == 1 else lax.map(prepare, jax.tree.map(lambda a: _split(a, pieces), batch))
+        grads, (metrics, fired, least) = run(params, task, dead, weigh, lm, objective.units(task))
         tokens = tuple(range(task.y.ndim - 1))
         variance = jnp.mean((task.y - task.y.mean(tokens)) ** 2)
         return grads, metrics | {"nmse": metrics.pop("error") / variance}, fired, least

@@ -47,10 +47,12 @@ class Task:
 @dataclass(frozen=True)
 class Objective:
     prepare: Callable  # (batch, lm) -> Task
-    parts: Callable  # (xhat [B@data, d] normalised, task, lm, mse_scale) -> {name: mean over tokens}
+    parts: Callable  # (xhat [B@data, d] normalised, task, lm, mse_scale, units) -> {name: mean over tokens}
     loss: Callable  # (parts, parts of the whole batch without gradient) -> scalar
     balanced: bool = False  # whether `loss` looks at the whole batch
     end_to_end: bool = False  # whether batches are token ids [b@data, T]
+    # (task of the whole batch, in one piece or in several) -> what `parts` measures errors in
+    units: Callable = lambda task: None
 
 
 def squared_error(xhat, y, mse_scale):
@@ -61,7 +63,7 @@ def squared_error(xhat, y, mse_scale):
 # Batches are pairs (x, y) of normalised activations.
 LOCAL = Objective(
     prepare=lambda batch, lm: Task(*batch),
-    parts=lambda xhat, task, lm, mse_scale: {"reconstruction": squared_error(xhat, task.y, mse_scale)},
+    parts=lambda xhat, task, lm, mse_scale, units: {"reconstruction": squared_error(xhat, task.y, mse_scale)},
     loss=lambda parts, whole: parts["reconstruction"],
 )
 
@@ -103,7 +105,13 @@ def make_objective(sae: SAEConfig, training: TrainingConfig, config: GPT2Config 
         x, mean, scale = normalise(flat(original[str(hook)]), sae.normalise)
         return Task(x, x, mean, scale, original)
 
-    def parts(xhat, task: Task, lm: LM, mse_scale):
+    def units(task: Task):
+        """The variance of the original stream at every place whose error is trained."""
+        tokens = lambda a: tuple(range(a.ndim - 1))
+        variance = lambda a: jnp.mean((a - a.mean(tokens(a))) ** 2)
+        return {place: variance(task.original[place]) for place in trained}
+
+    def parts(xhat, task: Task, lm: LM, mse_scale, units):
         b, T, d = task.original[FINAL].shape
         raw = lax.reshape(denormalise(xhat, task.mean, task.scale), (b, T, d), out_sharding=P("data"))
 
@@ -115,6 +123,7 @@ def make_objective(sae: SAEConfig, training: TrainingConfig, config: GPT2Config 
             return {"kl": kl.reshape(-1, T).mean(1)} | {f"mse/{place}": error(place) for place in (str(hook), *places)}
 
         means = jax.tree.map(jnp.mean, on_contexts(compare, lax.stop_gradient(lm), raw, task.original))
+        means |= {f"fvu/{place}": means[f"mse/{place}"] / unit for place, unit in units.items()}
         return means | {"reconstruction": squared_error(xhat, task.y, mse_scale)}
 
     factor = config.n_embd if paper else 1
@@ -126,11 +135,12 @@ def make_objective(sae: SAEConfig, training: TrainingConfig, config: GPT2Config 
 
     def loss(parts, whole):
         total = training.kl_weight() * parts["kl"] + factor * training.reconstruction_coef * parts["reconstruction"]
-        return total + factor * sum(weight * parts[f"mse/{place}"] for place, weight in trained.items())
+        error = "mse" if training.error_unit == "one" else "fvu"
+        return total + factor * sum(weight * parts[f"{error}/{place}"] for place, weight in trained.items())
 
     if training.objective == "finetune_kl":
-        return Objective(prepare, parts, balanced, balanced=True, end_to_end=True)
-    return Objective(prepare, parts, loss, end_to_end=True)
+        return Objective(prepare, parts, balanced, balanced=True, end_to_end=True, units=units)
+    return Objective(prepare, parts, loss, end_to_end=True, units=units)
 
 
 def downstream_weights(training: TrainingConfig, config: GPT2Config, hook: Hook) -> dict[str, float]:
@@ -164,7 +174,7 @@ def _summed(objective: Objective) -> Objective:
     """With squared errors summed over d instead of averaged."""
     return Objective(
         objective.prepare,
-        lambda xhat, task, lm, mse_scale: objective.parts(xhat, task, lm, mse_scale * xhat.shape[-1]),
+        lambda xhat, task, lm, mse_scale, units: objective.parts(xhat, task, lm, mse_scale * xhat.shape[-1], units),
         objective.loss,
     )
 

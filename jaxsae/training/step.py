@@ -60,7 +60,10 @@ class Hyper:
 
 def hyper(sae: SAEConfig, training: TrainingConfig) -> Hyper:
     return Hyper(
-        training.learning_rate(sae.n), training.auxk_weight(sae.activation), training.sparsity, training.dead_window()
+        training.learning_rate(sae.n),
+        training.auxk_weight(sae.activation),
+        training.sparsity_weight(sae),
+        training.dead_window(),
     )
 
 

@@ -71,7 +71,9 @@ CASES = {
 def test_their_losses_and_gradients(x64, shared, name):
     (config, training, sparsity), (g, lm) = CASES[name], golden(shared, name)
     sae = SAE(*map(jnp.asarray, theirs(g)), config.spec())
-    grads, metrics, _ = gradients(lm, sae, config, TrainingConfig(**training), g["tokens"].astype(int), 1.0, sparsity)
+    grads, metrics, _ = gradients(
+        lm, sae, config, TrainingConfig(error_unit="one", **training), g["tokens"].astype(int), 1.0, sparsity
+    )
     np.testing.assert_allclose(metrics["loss"], g["loss/total"], rtol=1e-10)
     np.testing.assert_allclose(metrics["kl"], g["term/logits_kl"], rtol=1e-10)
     np.testing.assert_allclose(metrics["penalty"], g[f"term/sparsity/{HOOK}"], rtol=1e-10)
@@ -134,7 +136,8 @@ def plain(lm, sae, c, tokens, objective, hook=HOOK0):
             return K
         if objective == "finetune_kl":
             return (jax.lax.stop_gradient(R / (K + 1e-8)) * K + R) / 2
-        return 0.5 * K + 2.5 * ((after[later[0]] - before[later[0]]) ** 2).mean()
+        a, b = after[later[0]], before[later[0]]
+        return 0.5 * K + 2.5 * ((a - b) ** 2).mean() / ((b - b.mean((0, 1))) ** 2).mean()
 
     return jax.value_and_grad(loss)(sae)
 
@@ -209,7 +212,7 @@ def parts_of(lm, objective, share):
     def parts(params):
         model = lms.LM(params, lm.config)
         task = objective.prepare(tokens, model)
-        return objective.parts(task.x * share, task, model, 1.0)
+        return objective.parts(task.x * share, task, model, 1.0, objective.units(task))
 
     return parts, objective
 
@@ -252,7 +255,12 @@ def test_the_forms_of_code_and_paper(x64, random_lm):
     c = SAEConfig(N, 5)
     sae, tokens = problem(c, random_lm)
     run = lambda **more: gradients(
-        random_lm, sae, c, TrainingConfig(objective="e2e_downstream", kl_coef=1.0, **more), tokens, hook=HOOK0
+        random_lm,
+        sae,
+        c,
+        TrainingConfig(objective="e2e_downstream", kl_coef=1.0, error_unit="one", **more),
+        tokens,
+        hook=HOOK0,
     )[1]
     code, paper = run(), run(form="paper")
     error, d = code["mse/blocks.1.hook_resid_pre"], random_lm.config.n_embd
@@ -261,7 +269,9 @@ def test_the_forms_of_code_and_paper(x64, random_lm):
     assert abs(code["kl"] - paper["kl"]) > 1e-3
     x = jnp.ones((4, 3)), jnp.zeros((4, 3))
     local = {form: make_objective(c, TrainingConfig(form=form)) for form in ("code", "paper")}
-    value = {form: float(o.parts(x[0], Task(x[1], x[1]), None, 2.0)["reconstruction"]) for form, o in local.items()}
+    value = {
+        form: float(o.parts(x[0], Task(x[1], x[1]), None, 2.0, None)["reconstruction"]) for form, o in local.items()
+    }
     assert value == {"code": 2.0, "paper": 6.0}
 
 
