@@ -111,6 +111,18 @@ def test_batch_topk(x64, shared):
     assert least == g["acts"][g["acts"] > 0].min()
 
 
+def test_the_least_kept_value_as_threshold_is_what_training_did_but_for_that_one(x64, shared):
+    g = load(shared, "dl_batchtopk_auxk")
+    *_, least = run(g, NN, config("batch_topk"), (24.0, 0.0, 0.0))
+    arrays = [jnp.asarray(g[f"param/{name}"].T if name == "decoder.weight" else g[f"param/{name}"]) for name in NN]
+    sae = SAE(*arrays, config("batch_topk").spec(), {"threshold": jnp.full(96, least)})
+    z = np.asarray(jaxsae.dense(jaxsae.encode(sae, jnp.asarray(g["x"])), 96))
+    differ = z != 0
+    differ ^= g["acts"] > 0
+    assert differ.sum() == 1 and g["acts"][differ] == least
+    np.testing.assert_allclose(z[~differ], g["acts"][~differ], atol=1e-12)
+
+
 def test_matryoshka(x64, shared):
     g, names = load(shared, "dl_matryoshka_auxk"), ("W_enc", "b_enc", "W_dec", "b_dec")
     # They weigh every prefix by a third and then take the mean.
