@@ -25,7 +25,7 @@ import tyro
 
 import jaxsae
 from experiments import e2e_pareto as pareto
-from experiments.grid import LABELS, STYLES, figure, keep, train_all
+from experiments.grid import LABELS, STYLES, figure, keep, plain, train_all
 from jaxsae.evals.agreement import accuracy, differences, faithfulness, read, tokenise, topk_curve
 from jaxsae.lm import load, load_tokenizer, process_weights
 from jaxsae.presets import preset
@@ -117,16 +117,16 @@ def main():
     settings = tyro.cli(Settings, description=__doc__)
     files = {template: settings.pairs / f"{template}_train.json" for template in TEMPLATES}
     rows_read = {template: read(path, settings.examples) for template, path in files.items()}
-    rows = rows_of(settings, [(kind, s) for kind in pareto.TYPES for s in getattr(settings, kind)])
-    rows += rows_of(settings, list(pareto.matched(rows).items()))
     lm = process_weights(load(settings.lm))
     tokenizer = load_tokenizer(lm)
     pairs, dropped = {}, {}
     for template, some in rows_read.items():
         pairs[template], dropped[template] = tokenise(some, tokenizer)
+    rows = rows_of(settings, [(kind, s) for kind in pareto.TYPES for s in getattr(settings, kind)])
+    rows += rows_of(settings, list(pareto.matched(rows).items()))
     measured = {template: differences(lm, pairs[template]) for template in TEMPLATES}
     facts = {
-        "settings": {name: str(value) for name, value in vars(settings).items()},
+        "settings": plain(settings),
         "rows": rows,
         "model": {
             template: {"m": float(d.mean()), "accuracy": accuracy(d), "rows": len(d), "dropped": dropped[template]}

@@ -20,7 +20,7 @@ import tyro
 
 import jaxsae
 from experiments import e2e_pareto as pareto
-from experiments.grid import LABELS, STYLES, figure, keep, tokens_of
+from experiments.grid import LABELS, STYLES, figure, keep, log_scale, tokens_of
 from jaxsae.evals.layers import measure
 
 TOKENS = 65_536  # held out
@@ -47,10 +47,7 @@ def draw(settings: pareto.Settings, facts: dict, path: Path):
                 x, y = [at(place) for place in places], [places[place][column] for place in places]
                 ax.plot(x, y, **STYLES[kind], label=LABELS[kind])
             if column.endswith("mse"):
-                ax.set_yscale("log")
-                ax.yaxis.set_major_formatter("{x:.3g}")
-                ax.yaxis.set_minor_formatter("{x:.2g}")
-                ax.tick_params(axis="y", which="minor", labelsize=7)
+                log_scale(ax.yaxis)
             else:
                 ax.set_ylim(min(0, *ax.get_ylim()), 1)
             ax.set_title(f"{title}" if layer == layers[0] else "", fontsize=10)
@@ -66,7 +63,7 @@ def main():
     rows = pareto.grid(settings)
     facts = {"tokens": TOKENS}
     for layer in (settings.layer, settings.other_layer):
-        chosen = pareto.triple(pareto.of(rows, layer=layer, seed=0), "delta_ce")
+        chosen = pareto.triple(pareto.select(rows, layer=layer, seed=0), "delta_ce")
         facts[f"layer {layer}"] = {"spread of the CE increase": chosen["spread"]}
         for kind in pareto.TYPES:
             row = chosen[kind]

@@ -11,12 +11,16 @@ coefficients at two layers, five seeds at one of them (seeds after the first lea
 triples (local, e2e, e2e + downstream) of similar CE increase, L0, and number of living latents. The same command goes
 on after a kill.
 
-Writes OUT/e2e_pareto.json and OUT/e2e_pareto.png; the runs stay in RUNS, where the other experiments find them.
+A latent is alive here if it was active in the last fifth of training. One learning rate was taken for all types, the
+best of three for local and for e2e; few latents live at it, most so at the layer of all seeds.
+
+Needs scipy (pip install -e ".[experiments]"). Writes OUT/e2e_pareto.json and OUT/e2e_pareto.png; the runs stay in RUNS,
+where the other experiments find them.
 """
 
-import dataclasses
 import itertools
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,8 +28,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import tyro
+from scipy import stats
 
-from experiments.grid import LABELS, RESULTS, STYLES, figure, keep, train_all
+from experiments.grid import LABELS, RESULTS, STYLES, figure, keep, log_scale, plain, train_all
 from jaxsae.config import Config
 from jaxsae.presets import preset
 
@@ -103,63 +108,57 @@ def grid(settings: Settings) -> list[dict]:
     rows = run(settings, points)
     more = []
     for layer, seeds in ((settings.layer, range(min(2, settings.seeds))), (settings.other_layer, (0,))):
-        for kind, sparsity in matched(of(rows, layer=layer, seed=0)).items():
+        for kind, sparsity in matched(select(rows, layer=layer, seed=0)).items():
             more += [(layer, kind, sparsity, seed) for seed in seeds]
     return rows + [row | {"matched": True} for row in run(settings, more)]
 
 
-def of(rows: list[dict], **wanted) -> list[dict]:
+def select(rows: list[dict], **wanted) -> list[dict]:
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
 def curve(rows: list[dict], key: str):
-    """Log of `key` against log of the CE increase, both in rising order of the second."""
+    """Log of the CE increase and log of `key`, in rising order of the first."""
     rows = sorted(rows, key=lambda row: row["delta_ce"])
     return np.log([row["delta_ce"] for row in rows]), np.log([row[key] for row in rows])
 
 
-def common_range(rows: list[dict]) -> tuple[float, float]:
-    """The CE increases that the curves of all types reach."""
-    ends = [[row["delta_ce"] for row in of(rows, type=kind)] for kind in TYPES]
-    return max(min(e) for e in ends), min(max(e) for e in ends)
+def turned(rows: list[dict], key: str):
+    """Log of `key` and log of the CE increase, in rising order of the first."""
+    rows = sorted(rows, key=lambda row: row[key])
+    return np.log([row[key] for row in rows]), np.log([row["delta_ce"] for row in rows])
+
+
+def ratios(seeds: list[list[dict]], kind: str, key: str, of: Callable = curve) -> list[float]:
+    """For the rows of each seed, what a type has of `key` over what local has, where both have the same CE increase.
+
+    The geometric mean over the CE increases that all curves of both types reach, the same for every seed; nothing where
+    there are none. With `of` = turned: the CE increase, where both have the same `key`.
+    """
+    pairs = [[of(select(rows, type=some), key) for some in ("local", kind)] for rows in seeds]
+    low = max(at[0] for pair in pairs for at, _ in pair)
+    high = min(at[-1] for pair in pairs for at, _ in pair)
+    if low >= high:
+        return []
+    grid = np.linspace(low, high, 20)
+    return [float(np.exp(np.mean(np.interp(grid, *b) - np.interp(grid, *a)))) for a, b in pairs]
 
 
 def matched(rows: list[dict]) -> dict[str, float]:
-    """The sparsity of each type at which its curve says that the CE increase is the middle of what all reach."""
-    target = np.mean(np.log(common_range(rows)))
-    return {kind: float(f"{np.exp(np.interp(target, *curve(of(rows, type=kind), 'sparsity'))):.3g}") for kind in TYPES}
+    """The sparsity of each type at which its curve says that the CE increase is the middle of what all reach.
 
-
-def ratios(rows: list[dict], kind: str, key: str = "l0") -> float | None:
-    """The geometric mean over CE increases of `key` over that of a local autoencoder of the same CE increase.
-
-    None where the curves have no CE increase in common.
+    Raises ValueError where the curves have no CE increase in common.
     """
-    local, other = curve(of(rows, type="local"), key), curve(of(rows, type=kind), key)
-    low, high = max(local[0][0], other[0][0]), min(local[0][-1], other[0][-1])
+    curves = {kind: curve(select(rows, type=kind), "sparsity") for kind in TYPES}
+    low, high = max(at[0] for at, _ in curves.values()), min(at[-1] for at, _ in curves.values())
     if low >= high:
-        return None
-    at = np.linspace(low, high, 20)
-    return float(np.exp(np.mean(np.interp(at, *other) - np.interp(at, *local))))
-
-
-def ce_ratio(rows: list[dict], kind: str) -> float | None:
-    """The geometric mean over L0 of the CE increase over that of a local autoencoder of equal L0."""
-    turn = lambda kind: [side[::-1] for side in curve(of(rows, type=kind), "l0")][::-1]
-    local, other = turn("local"), turn(kind)
-    low, high = max(local[0].min(), other[0].min()), min(local[0].max(), other[0].max())
-    if low >= high:
-        return None
-    at = np.linspace(low, high, 20)
-    sort = lambda c: (c[0][np.argsort(c[0])], c[1][np.argsort(c[0])])
-    return float(np.exp(np.mean(np.interp(at, *sort(other)) - np.interp(at, *sort(local)))))
+        raise ValueError("the types have no CE increase in common: give other sparsity coefficients")
+    return {kind: float(f"{np.exp(np.interp((low + high) / 2, *c)):.3g}") for kind, c in curves.items()}
 
 
 def interval(values: list[float]) -> dict:
     """Geometric mean and its 95 % interval over seeds, by Student's t of the logs."""
-    from scipy import stats
-
-    logs = np.log([v for v in values if v is not None])
+    logs = np.log(values)
     if len(logs) == 0:
         return {"mean": None, "low": None, "high": None, "seeds": 0}
     half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5 if len(logs) > 1 else np.nan
@@ -172,7 +171,7 @@ def interval(values: list[float]) -> dict:
 
 def triple(rows: list[dict], key: str) -> dict:
     """The local, e2e and e2e + downstream runs whose `key` differs least, and by how much (largest over smallest)."""
-    choices = itertools.product(*(of(rows, type=kind) for kind in TYPES))
+    choices = itertools.product(*(select(rows, type=kind) for kind in TYPES))
     spread = lambda some: max(row[key] for row in some) / max(min(row[key] for row in some), 1e-9)
     best = min(choices, key=spread)
     columns = ("layer", "sparsity", "seed", "l0", "alive", "delta_ce", "kl")
@@ -191,15 +190,19 @@ def folder(settings: Settings, row: dict) -> Path:
 
 
 def summarise(settings: Settings, rows: list[dict]) -> dict:
-    out = {"settings": {key: str(value) for key, value in dataclasses.asdict(settings).items()}, "rows": rows}
+    out = {"settings": plain(settings), "rows": rows}
     for layer, seeds in ((settings.layer, range(settings.seeds)), (settings.other_layer, (0,))):
-        here = [of(rows, layer=layer, seed=seed) for seed in seeds]
-        over = lambda ratio, here=here: {kind: interval([ratio(some, kind) for some in here]) for kind in TYPES[1:]}
+        # The same coefficients for every seed.
+        usable = [row for row in select(rows, layer=layer, matched=False) if row["delta_ce"] > 0]
+        if len(seeds) > 1:
+            usable = [row for row in usable if row["sparsity"] != SPARSITY[row["type"]][-1]]
+        of_seeds = [select(usable, seed=seed) for seed in seeds]
+        over = lambda key, of=curve, s=of_seeds: {kind: interval(ratios(s, kind, key, of)) for kind in TYPES[1:]}
         out[f"layer {layer}"] = {
-            "L0 at equal CE increase, of local's": over(ratios),
-            "living latents at equal CE increase, of local's": over(lambda some, kind: ratios(some, kind, "alive")),
-            "CE increase at equal L0, of local's": over(ce_ratio),
-            **{title: triple(here[0], key) for title, key in MATCHED.items()},
+            "L0 at equal CE increase, of local's": over("l0"),
+            "living latents at equal CE increase, of local's": over("alive"),
+            "CE increase at equal L0, of local's": over("l0", turned),
+            **{title: triple(select(rows, layer=layer, seed=0), key) for title, key in MATCHED.items()},
         }
     return out
 
@@ -211,7 +214,7 @@ def draw(settings: Settings, rows: list[dict], path: Path):
         for ax, (key, label) in zip(line, (("l0", "L0 (active latents per token)"), ("alive", "living latents"))):
             for kind in TYPES:
                 for seed in range(settings.seeds):
-                    some = sorted(of(rows, layer=layer, type=kind, seed=seed), key=lambda row: row["delta_ce"])
+                    some = sorted(select(rows, layer=layer, type=kind, seed=seed), key=lambda row: row["delta_ce"])
                     ax.plot(
                         [row[key] for row in some],
                         [row["delta_ce"] for row in some],
@@ -221,12 +224,9 @@ def draw(settings: Settings, rows: list[dict], path: Path):
                         alpha=1 if seed == 0 else 0.6,
                         label=LABELS[kind] if seed == 0 else None,
                     )
-            ax.set_yscale("log")
-            ax.set_xscale("log" if key == "l0" else "linear")
-            for axis in (ax.yaxis, *((ax.xaxis,) if key == "l0" else ())):
-                axis.set_major_formatter("{x:.3g}")
-                axis.set_minor_formatter("{x:.2g}")
-                axis.set_tick_params(which="minor", labelsize=7)
+            log_scale(ax.yaxis)
+            if key == "l0":
+                log_scale(ax.xaxis)
             ax.invert_yaxis()
             ax.set_xlabel(label)
             ax.set_ylabel("CE increase (nats; better is up)")

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tyro
 
-from experiments.grid import RESULTS, figure, keep, train_all
+from experiments.grid import RESULTS, figure, keep, plain, train_all
 from jaxsae.config import Config
 from jaxsae.presets import preset
 from jaxsae.training.config import SAEConfig
@@ -66,6 +66,7 @@ def further(settings: Settings, family: str, objective: str, lr: float) -> Confi
         schedule="linear",
         lr_end=0.0,
         lr=lr,
+        auxk_coef=0.0,
         # Other contexts than those at the start of the first run.
         seed=1,
     )
@@ -102,7 +103,7 @@ def main():
     after = train_all(configs, settings.runs, settings.workers)
     columns = ("delta_ce", "kl", "nmse", "l0", "dead_fraction")
     pick = lambda summary: {column: summary[column] for column in columns}
-    facts = {"settings": {name: str(value) for name, value in vars(settings).items()}, "families": {}}
+    facts = {"settings": plain(settings), "families": {}}
     for family in families:
         rows = {"before": pick(before[family]), "finetune_kl": [], "local": []}
         for (of, objective, lr), summary in zip(points, after.values()):

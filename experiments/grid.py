@@ -8,6 +8,7 @@ from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 
+from matplotlib.ticker import LogLocator, NullLocator
 from tqdm import tqdm
 
 from benchmarks.common import manifest
@@ -70,6 +71,13 @@ def tokens_of(config: Config, split: str, tokens: int):
     return setting.lm, source.host(0, min(len(source), -(-tokens // config.data.context)))
 
 
+def plain(settings) -> dict:
+    """The settings of an experiment for its results, without folders, which say nothing on another machine."""
+    said = dataclasses.asdict(settings)
+    where = lambda value: isinstance(value, Path) or (isinstance(value, str) and "/" in value)
+    return {name: Path(value).name if where(value) else value for name, value in said.items()}
+
+
 def keep(name: str, facts: dict, out: Path) -> Path:
     """Write facts as NAME.json in `out`, with the machine and the versions; its path."""
     out.mkdir(parents=True, exist_ok=True)
@@ -77,6 +85,14 @@ def keep(name: str, facts: dict, out: Path) -> Path:
     path = out / f"{name}.json"
     path.write_text(json.dumps({"manifest": about, **facts}, indent=1) + "\n")
     return path
+
+
+def log_scale(axis):
+    """A logarithmic axis of a figure with plain numbers at 1, 2 and 5 times powers of 10."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def figure(width: float, height: float, *grid, **more):

@@ -16,9 +16,10 @@ from typing import Annotated
 import tyro
 
 from jaxsae import processes
-from jaxsae.config import FLAT, Config
+from jaxsae.config import FLAT, Config, from_json
 from jaxsae.errors import BadInput, Interrupted
 from jaxsae.processes import DistributedConfig
+from jaxsae.training.config import TrainingConfig
 
 Debug = Annotated[bool, tyro.conf.arg(help="Show tracebacks.")]
 
@@ -137,18 +138,23 @@ def _defaults(args: list[str]) -> Config:
     for flag, value in zip(args, (*args[1:], None)):
         name, _, inline = flag.partition("=")
         given[name] = inline or value
-    config = Config()
+    if given.get("--preset") and given.get("--start"):
+        raise BadInput("--preset and --start both say what the other flags mean: give one of them")
     if given.get("--preset"):
         from jaxsae.presets import preset
 
-        config = preset(given["--preset"])
-    if given.get("--start"):
-        from jaxsae.run import config_of_export
+        return preset(given["--preset"])
+    if not given.get("--start"):
+        return Config()
+    from jaxsae.run import config_of_export
 
-        saved = config_of_export(given["--start"])
-        # Its own tokens, batch and seed; how it was trained does not bind how it is trained further.
-        config = replace(config, model=saved.model, data=saved.data, sae=saved.sae)
-    return config
+    # A run that is gone on with has said so itself, wherever it once started from.
+    run = Path(given.get("--run") or "") / "config.json"
+    goes_on = "--resume" in given and given.get("--run") and run.exists()
+    saved = from_json(run) if goes_on else config_of_export(given["--start"])
+    # Its own tokens, batch and seed; how it was trained does not bind how it is trained further.
+    kept = {name: getattr(saved.training, name) for name in ("sparsity", "error_unit")}
+    return Config(model=saved.model, data=saved.data, sae=saved.sae, training=TrainingConfig(**kept))
 
 
 def _explain(error: BaseException) -> tuple[int, str]:

@@ -60,7 +60,8 @@ def _tinystories(objective: str, sparsity: float, samples: int, lr: float, **mor
 
 
 def _embedded(objective: str, sparsity: float) -> Config:
-    sae, training = _braun(objective, sparsity, 8 * 192, 64, 16, 8_192, 512, lr=2e-3)
+    # The weight of later errors beside the KL is of the size that it has in the paper's runs.
+    sae, training = _braun(objective, sparsity, 8 * 192, 64, 16, 4_688, 234, lr=1e-2, downstream_coef=0.1)
     model = LMConfig("embedded", "blocks.3.hook_resid_pre", process_weights=True)
     return Config(model=model, data=DataConfig(context=64), sae=sae, training=training)
 
@@ -78,13 +79,14 @@ PRESETS = {
         for layer, values in SPARSITY.items()
         for objective, sparsity in zip(TYPES, values)
     },
-    # Their local runs had 0.01, in a form of the loss that they left; we take it as a norm not divided by d.
+    # Sparsities: 3 is published for e2e; 0.01 for local, in a form of the loss that they left, taken here as a norm not
+    # divided by d; none for e2e_downstream, where 90 is of the size that a smaller model of the same stories wanted.
     "braun-tinystories-1m-local": _tinystories("local", 0.01 * 64, 400_000, 1e-2),
     "braun-tinystories-1m-e2e": _tinystories("e2e", 3.0, 450_000, 1e-3),
-    "braun-tinystories-1m-e2e_downstream": _tinystories("e2e_downstream", 3.0, 250_000, 1e-3, downstream_coef=1000.0),
+    "braun-tinystories-1m-e2e_downstream": _tinystories("e2e_downstream", 90.0, 250_000, 1e-3, downstream_coef=1000.0),
     **{
         f"braun-embedded-{objective}": _embedded(objective, sparsity)
-        for objective, sparsity in zip(TYPES, (1.0, 1.0, 1.0))
+        for objective, sparsity in zip(TYPES, (6.0, 0.025, 0.9))
     },
 }
 

@@ -20,10 +20,12 @@ from jaxsae.errors import BadInput
 from jaxsae.evals.report import evaluate as evaluate_saes
 from jaxsae.folder import CONFIG, EVAL, SUMMARY
 from jaxsae.lm.config import LMConfig
+from jaxsae.lm.gpt2 import flops_of_pieces
+from jaxsae.lm.hooks import parse
 from jaxsae.sae import activations
 from jaxsae.sae import files as sae_files
 from jaxsae.sae.struct import SAE
-from jaxsae.setting import Setting, make_setting
+from jaxsae.setting import Setting, check_start, make_setting
 from jaxsae.training.checkpoint import Checkpoints
 from jaxsae.training.config import SAEConfig, TrainingConfig, k_aux_of
 from jaxsae.training.logs import METRICS, Logs, check_packages, read_metrics
@@ -33,6 +35,9 @@ from jaxsae.training.plot import plot
 from jaxsae.training.resample import make_resample
 from jaxsae.training.start import abstract_state, first_state
 from jaxsae.training.step import TrainState, hyper, make_step
+
+# Settings of the sparsity term, which an autoencoder does not need and its further training does.
+TERMS = ("penalty", "p", "bandwidth", "target_l0")
 
 
 def train(config: Config) -> dict:
@@ -45,6 +50,10 @@ def train(config: Config) -> dict:
     folder = Path(config.run)
     folders.check(folder, config)
     processes.on_each(partial(check_packages, config.log))
+    # What a checkpoint holds does not depend on what it once started from.
+    fresh = not any(folder.glob("checkpoints/*"))
+    if config.training.start and fresh:
+        processes.on_each(partial(check_start, config))
     setting = processes.on_each(partial(make_setting, config))
     folders.check_data(folder, setting.source.fingerprint)
     training, size = config.training, config.training.batch_size
@@ -67,7 +76,7 @@ def train(config: Config) -> dict:
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", config.log.keep_checkpoints))
         state = checkpoints.restore(abstract_state(setting.source.width, setting.mesh, config.sae, training))
         if state is None:
-            params = sae_files.load(training.start, setting.mesh) if training.start else None
+            params = _start(training.start, setting) if training.start else None
             state = first_state(batches, setting.mesh, config.sae, training, params)
         start = int(state.step)
         numbers = itertools.count(start + 1)
@@ -80,6 +89,14 @@ def train(config: Config) -> dict:
         rows = read_metrics(folder / METRICS) or [{}]
         rate = folders.read(folder / SUMMARY).get("tokens_per_second", rows[-1].get("tokens_per_second"))
     return _finish(folder, config, setting, state, rate)
+
+
+def _start(path: str, setting: Setting) -> SAE:
+    """The weights to start from. Raises BadInput where they are for activations of another width."""
+    sae = sae_files.load(path, setting.mesh)
+    if sae.d != setting.source.width:
+        raise BadInput(f"--start {path} is for activations of width {sae.d}, and here they have {setting.source.width}")
+    return sae
 
 
 def _batches(config: Config, setting: Setting) -> Batches | Sequences:
@@ -130,18 +147,23 @@ def _newest(folder: Path, config: Config, setting: Setting) -> TrainState:
 
 
 def config_of_export(folder: str | Path) -> Config:
-    """What an exported autoencoder says of how it was trained, as a configuration."""
+    """What an exported autoencoder says of how it was trained, as a configuration; a run says all of it."""
+    if (Path(folder) / "checkpoints").is_dir():
+        return configs.from_json(Path(folder) / CONFIG)
     about = sae_files.describe(folder)
     training = ("objective", "tokens", "batch_size", "lr", "seed", "ema")
     needed = ("lm", "hook", "process_weights", "text", "activations", "context", "n", "steps", "mse_scale", *training)
     if missing := [name for name in (*needed, "dead_fraction") if name not in about]:
         raise BadInput(f"{folder} does not say {', '.join(missing)}, so it is not known what to evaluate it on")
-    text = tuple(about["text"] or ("stdlib",))
+    text, kept = (
+        tuple(about["text"] or ("stdlib",)),
+        lambda names: {name: about[name] for name in names if name in about},
+    )
     return Config(
         model=LMConfig(about["lm"] or "embedded", about["hook"], process_weights=about["process_weights"]),
-        data=DataConfig(text, activations=about["activations"], context=about["context"]),
-        sae=SAEConfig(n=about["n"], **configs.with_tuples(about["spec"])),
-        training=TrainingConfig(**{name: about[name] for name in training}),
+        data=DataConfig(text, activations=about["activations"], context=about["context"], **kept(("skip_first",))),
+        sae=SAEConfig(n=about["n"], **configs.with_tuples(about["spec"]), **kept(TERMS)),
+        training=TrainingConfig(**{name: about[name] for name in training}, **kept(("sparsity", "error_unit"))),
     )
 
 
@@ -227,10 +249,20 @@ def _measure_saes(config: Config, setting: Setting, saes, mse_scale: float, step
         "step": step,
         "tokens": trained,
         **measured,
-        # Per token: the dense encoder forward, the sparse decoder forward and three sparse gradients.
-        "flops": trained * (2 * n * d + 8 * k * d if sparse else dense),
+        # Per token: the dense encoder forward, the sparse decoder forward and three sparse gradients; end to end the
+        # language model too.
+        "flops": trained * ((2 * n * d + 8 * k * d if sparse else dense) + _lm_flops(setting)),
         "flops_dense": trained * dense,
     }, by_position
+
+
+def _lm_flops(setting: Setting) -> int:
+    """Of the language model per token of end-to-end training: its prefix, and three times its suffix."""
+    if not setting.objective.end_to_end:
+        return 0
+    prefix, suffix = flops_of_pieces(setting.lm.config, parse(setting.hook, setting.lm.config.n_layer))
+    # Forward for the original and for the reconstruction, and back to the reconstruction.
+    return prefix + 3 * suffix
 
 
 def _about(config: Config, setting: Setting, mse_scale: float, summary: dict) -> dict:
@@ -247,6 +279,9 @@ def _about(config: Config, setting: Setting, mse_scale: float, summary: dict) ->
         "activations": data.activations,
         "data_fingerprint": setting.source.fingerprint,
         "objective": training.objective,
+        "sparsity": training.sparsity_weight(config.sae),
+        "error_unit": training.error_unit,
+        **{name: getattr(config.sae, name) for name in TERMS},
         "n": config.sae.n,
         "d": setting.source.width,
         "steps": summary["step"],

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 
-from jaxsae import config as configs
 from jaxsae import lm as lms
 from jaxsae.config import Config
 from jaxsae.data.activations import TextSource
@@ -46,7 +45,6 @@ def _from_files(config: Config) -> Setting:
     make = partial(FileSource, config.data.activations, cache=cache)
     source = first_then_rest(lambda: make("train", config.training.seed))
     _check_size(config, source)
-    check_start(config, source.width)
     mesh = choose_mesh(config, source.width)
     # The hook is only noted: it says where the files come from.
     return Setting(mesh, source, make("held_out", EVAL_SEED), objective, None, config.model.hook)
@@ -61,7 +59,6 @@ def _from_text(config: Config) -> Setting:
     if context > lm.config.n_positions:
         raise BadInput(f"--context is {context}, but {name} has {lm.config.n_positions} positions: give at most that")
     objective = make_objective(config.sae, config.training, lm.config, hook)
-    check_start(config, width)
     mesh = choose_mesh(config, width)
     tokenise = partial(prepare, config.data.text, lms.load_tokenizer(lm), context)
     folder = first_then_rest(lambda: tokenise(config.data.cache, config.data.documents))
@@ -76,17 +73,13 @@ def _from_text(config: Config) -> Setting:
     return Setting(mesh, train, source("held_out", EVAL_SEED, False), objective, lm, hook)
 
 
-def check_start(config: Config, width: int):
+def check_start(config: Config):
     """Raises BadInput where the autoencoder to start from is not one of this configuration."""
-    if config.training.start is None:
-        return
     path = config.training.start
-    said, asked = sae_files.describe(path)["spec"], dataclasses.asdict(config.sae.spec())
-    differ = [
-        f"{name} {said.get(name)}, not {asked[name]}" for name in said if configs.with_tuples(said)[name] != asked[name]
-    ]
-    n, d = sae_files.shape(path)
-    differ += [f"n {n}, not {config.sae.n}"] * (n != config.sae.n) + [f"width {d}, not {width}"] * (d != width)
+    said, asked = dataclasses.asdict(sae_files.spec(path)), dataclasses.asdict(config.sae.spec())
+    differ = [f"{name} {said[name]}, not {asked[name]}" for name in said if said[name] != asked[name]]
+    n, _ = sae_files.shape(path)
+    differ += [f"n {n}, not {config.sae.n}"] * (n != config.sae.n)
     if differ:
         raise BadInput(f"--start {path} has {'; '.join(differ)}: give its --sae flags, or another one")
 

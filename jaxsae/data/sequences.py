@@ -29,7 +29,7 @@ class Sequences:
         return place(read, (c, *source.shape), source.dtype, NamedSharding(self.mesh, P("data")))
 
     def sample(self, rows: int) -> jax.Array:
-        """Activations [R, d] of the first batches, on every device: at least `rows`, or all that there are."""
+        """Activations [R, d] of the first contexts, on every device: `rows` of them, or all that there are."""
         rows = min(rows, len(self.source) * self.source.rows)
         batches = range(max(1, -(-rows // (self.contexts * self.source.rows))))
         take = jax.jit(lambda x: jax.reshard(x, P()).reshape(-1, x.shape[-1]))

@@ -124,6 +124,14 @@ def halves_before(hook: Hook) -> int:
     return 2 * hook.layer + {"hook_resid_pre": 0, "hook_resid_mid": 1, "hook_resid_post": 2}[hook.kind]
 
 
+def flops_of_pieces(config: GPT2Config, hook: Hook) -> tuple[int, int]:
+    """FLOPs per token before and behind a residual hook point: those of the matrices, attention's own left out."""
+    d, halves = config.n_embd, (8 * config.n_embd**2, 4 * config.n_embd * config.n_inner)
+    blocks = [halves[half % 2] for half in range(2 * config.n_layer)]
+    cut = halves_before(hook)
+    return sum(blocks[:cut]), sum(blocks[cut:]) + 2 * d * config.vocab_size
+
+
 class GPT2(nn.Module):
     """Token ids [B, T] to logits [B, T, V], cut at any hook point."""
 

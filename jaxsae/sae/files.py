@@ -71,6 +71,12 @@ def shape(path: str | Path) -> tuple[int, int]:
     return _tensors(_find(path))["W_enc"].shape
 
 
+def spec(path: str | Path) -> Spec:
+    """The mathematics of a saved autoencoder."""
+    file = _find(path)
+    return _spec(_said(file), file)
+
+
 def describe(path: str | Path) -> dict:
     """What is known about a saved autoencoder: its spec, hook, model and training facts, as saved, nothing guessed."""
     file = _find(path)

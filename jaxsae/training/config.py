@@ -98,7 +98,8 @@ class TrainingConfig:
     """Weight of the reconstruction error in e2e and e2e_downstream."""
     form: Literal["code", "paper"] = "code"
     """Losses as in the code of Braun et al. 2024, or as in their paper: squared errors summed over d, later ones
-    divided by the number of blocks behind, KL(substituted || original)."""
+    divided by the number of blocks behind, KL(substituted || original) with weight 1. Both are meant with --error-unit
+    one."""
     error_unit: Literal["variance", "one"] = "variance"
     """Unit of squared errors, here and at later hook points: the variance of the activations there, or one, as they
     are."""
@@ -156,6 +157,17 @@ class TrainingConfig:
                 f"--batch-size {self.batch_size} does not divide into --micro-batches {self.micro_batches}: "
                 f"give a multiple of {self.micro_batches}"
             )
+        combined = self.objective in ("e2e", "e2e_downstream")
+        only = {
+            "kl_coef": self.kl_coef is not None and not combined,
+            "reconstruction_coef": self.reconstruction_coef != 0 and not combined,
+            "downstream_hooks": self.downstream_hooks and self.objective != "e2e_downstream",
+            "form": self.form != "code" and self.objective == "finetune_kl",
+        }
+        for name in [name for name, given in only.items() if given]:
+            raise BadInput(f"--{name.replace('_', '-')} has no meaning for --objective {self.objective}: leave it out")
+        if self.warmup >= self.tokens:
+            raise BadInput(f"--warmup {self.warmup} is no less than --tokens {self.tokens}: give less")
         for name in ("kl_coef", "downstream_coef", "reconstruction_coef", "sparsity"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -201,7 +213,8 @@ class TrainingConfig:
 
     def kl_weight(self) -> float:
         """Braun et al. 2024, app. D: 0.5 beside downstream errors."""
-        return self.kl_coef if self.kl_coef is not None else 0.5 if self.objective == "e2e_downstream" else 1.0
+        half = self.objective == "e2e_downstream" and self.form == "code"
+        return self.kl_coef if self.kl_coef is not None else 0.5 if half else 1.0
 
     def ema_decay(self) -> float:
         """0.999 (app. A.5), whose average spans about 1000 steps; short runs would drag their beginning along."""

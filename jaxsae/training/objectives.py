@@ -5,8 +5,8 @@
     e2e_downstream  that, and squared errors of the residual stream at later hook points
     finetune_kl     KL and squared error in equal parts (Karvonen 2025), to finish a locally trained autoencoder
 
-An objective knows no code and no mesh axis: its arrays are global, and the language model's are frozen. The prefix of
-the language model runs once, its suffix once for the original and once for each reconstruction.
+An objective knows no code: its arrays are global, and the language model's are frozen. The prefix of the language model
+runs once, its suffix once for the original and once for each reconstruction (finetune_kl in pieces: twice).
 (Braun et al. 2024, sec. 2, in the form of their code.)
 """
 
@@ -152,14 +152,17 @@ def downstream_weights(training: TrainingConfig, config: GPT2Config, hook: Hook)
         return {}
     later = [Hook(layer, "hook_resid_pre") for layer in range(config.n_layer)]
     later = [str(place) for place in later if halves_before(place) > halves_before(hook)]
-    places = training.downstream_hooks or later or [str(Hook(config.n_layer - 1, "hook_resid_post"))]
+    end = Hook(config.n_layer - 1, "hook_resid_post")
+    if halves_before(hook) == halves_before(end):
+        raise BadInput(f"--objective e2e_downstream at {hook}: nothing comes behind it, give an earlier --hook")
+    places = training.downstream_hooks or later or [str(end)]
+    if len({_depth(place, config) for place in places}) < len(places):
+        raise BadInput(f"--downstream-hooks {' '.join(places)}: two of them are one place, give each once")
     for place in places:
         if _depth(place, config) <= halves_before(hook):
             raise BadInput(f"--downstream-hooks {place} is not behind {hook}, where the autoencoder stands")
-    if not places:
-        raise BadInput(f"--objective e2e_downstream at {hook}: nothing comes behind it")
     # The paper divides by the number of blocks behind, its code by the number of places.
-    count = len(places) if training.form == "code" else config.n_layer - -(-halves_before(hook) // 2)
+    count = len(places) if training.form == "code" else max(1, config.n_layer - -(-halves_before(hook) // 2))
     return dict.fromkeys(places, training.downstream_coef / count)
 
 

@@ -46,6 +46,15 @@ def make_loss(sites: Sequence[Site], training: TrainingConfig, config: GPT2Confi
         raise BadInput(f"--objective {training.objective} in series: allowed are e2e and e2e_downstream")
     if not hooks or [*map(halves_before, hooks)] != sorted({*map(halves_before, hooks)}):
         raise BadInput(f"autoencoders at {', '.join(map(str, hooks))}: give places in their order, each once")
+    ignored = {
+        "error_unit": training.error_unit != "one",
+        "micro_batches": training.micro_batches > 1,
+        "auxk_coef": bool(training.auxk_coef),
+        "remat": training.remat,
+        "target_l0": any(site.sae.target_l0 is not None for site in sites),
+    }
+    for name in [name for name, given in ignored.items() if given]:
+        raise BadInput(f"in series there is no {name}: errors have unit one, batches are whole, and the rest is off")
     for site in sites:
         if len(site.sae.prefixes) > 1 or site.sae.activation == "multi_topk":
             raise BadInput(

@@ -34,24 +34,32 @@ def rows(seed=0, noise=1.0):
 
 def test_ratios_of_power_laws():
     for kind in ("e2e", "e2e_downstream"):
-        assert pareto.ratios(rows(), kind) == pytest.approx(SHARE[kind])
-        assert pareto.ratios(rows(), kind, "alive") == pytest.approx(SHARE[kind])
-        # The slope is 1, so at equal L0 the CE increase has the same ratio.
-        assert pareto.ce_ratio(rows(), kind) == pytest.approx(SHARE[kind])
+        for key, of in (("l0", pareto.curve), ("alive", pareto.curve), ("l0", pareto.turned)):
+            # The slope is 1, so at equal L0 the CE increase has the same ratio.
+            assert pareto.ratios([rows()], kind, key, of) == pytest.approx([SHARE[kind]])
+
+
+def test_seeds_are_compared_over_the_same_range():
+    seeds = [rows(), rows(1, noise=1.3)]
+    found = pareto.ratios([seeds[0], [row for row in seeds[1] if row["sparsity"] < 8]], "e2e", "l0")
+    assert found == pytest.approx([0.4, 0.4])
 
 
 def test_curves_without_common_values_have_no_ratio():
     apart = [row | {"delta_ce": row["delta_ce"] * (100 if row["type"] == "local" else 1)} for row in rows()]
-    assert pareto.ratios(apart, "e2e") is None
-    assert pareto.interval([None, None])["seeds"] == 0
+    assert pareto.ratios([apart], "e2e", "l0") == []
+    with pytest.raises(ValueError, match="in common"):
+        pareto.matched(apart)
+    assert pareto.interval([])["seeds"] == 0
 
 
 def test_matched_sparsities_have_equal_ce_increase():
     found = pareto.matched(rows())
-    low, high = pareto.common_range(rows())
-    for kind, sparsity in found.items():
-        # delta_ce = share * sparsity / 100
-        assert SHARE[kind] * sparsity / 100 == pytest.approx((low * high) ** 0.5, rel=5e-3)
+    # delta_ce = share * sparsity / 100; all types reach from local's least to the largest of e2e.
+    want = (0.01 * 0.4 * 0.08) ** 0.5
+    assert {kind: SHARE[kind] * s / 100 for kind, s in found.items()} == pytest.approx(
+        dict.fromkeys(found, want), rel=5e-3
+    )
 
 
 def test_triples_are_the_nearest():

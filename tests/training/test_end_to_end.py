@@ -315,13 +315,24 @@ def test_golden_numbers_of_the_learning_rate(x64):
         assert 5e-4 * float(factor(jnp.asarray(step))) == pytest.approx(lr, rel=1e-5), step
 
 
+TWICE = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_pre")
+
+
 @pytest.mark.parametrize(
     "training, hook, said",
     [
         ({"objective": "e2e"}, "blocks.0.hook_mlp_out", "residual stream"),
         ({"objective": "e2e_downstream", "downstream_hooks": ("blocks.0.hook_resid_pre",)}, HOOK0, "not behind"),
         ({"objective": "e2e_downstream", "downstream_hooks": ("blocks.1.hook_mlp_out",)}, HOOK0, "residual stream"),
-        ({"objective": "e2e_downstream"}, "blocks.1.hook_resid_post", "not behind"),
+        ({"objective": "e2e_downstream"}, "blocks.1.hook_resid_post", "nothing comes behind"),
+        (
+            {
+                "objective": "e2e_downstream",
+                "downstream_hooks": ("blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"),
+            },
+            HOOK0,
+            "one place",
+        ),
     ],
 )
 def test_what_no_objective_can_be_held_against(random_lm, training, hook, said):

@@ -1,5 +1,7 @@
 """Autoencoders in series: against the code of Braun et al. 2024 in float64; one of them against the single case."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +15,14 @@ from jaxsae.training.config import TrainingConfig
 from jaxsae.training.optimizer import make_optimizer
 from jaxsae.training.series import Site, make_loss, make_series_step
 from jaxsae.training.step import Hyper, TrainState
-from training.test_end_to_end import CASES, config, golden, theirs
+from training.test_end_to_end import config, golden, theirs
+from training.test_end_to_end import gradients as alone
 
 NAMES = ("blocks.1.hook_resid_pre", "blocks.2.hook_resid_post")
 LATER = ("blocks.2.hook_resid_pre", "blocks.2.hook_resid_post")
-TRAINING = TrainingConfig(objective="e2e_downstream", downstream_hooks=LATER, reconstruction_coef=0.3, lr=0.01, ema=0.0)
+TRAINING = TrainingConfig(
+    objective="e2e_downstream", downstream_hooks=LATER, reconstruction_coef=0.3, lr=0.01, ema=0.0, error_unit="one"
+)
 
 
 def two(shared):
@@ -60,13 +65,14 @@ def test_meshes_do_not_show(x64, shared):
 
 
 def test_one_alone_is_the_single_case(x64, shared):
-    c, training, sparsity = CASES["e2e_e2e_downstream"]
     g, lm = golden(shared, "e2e_e2e_downstream")
+    c, tokens = config(), g["tokens"].astype(int)
+    training = TrainingConfig(objective="e2e_downstream", reconstruction_coef=0.3, error_unit="one")
     sae = SAE(*map(jnp.asarray, theirs(g)), c.spec())
-    metrics, (grads,) = gradients(lm, [sae], [Site(NAMES[0], c)], TrainingConfig(**training), g["tokens"].astype(int))
-    assert sparsity == 1.5
-    np.testing.assert_allclose(metrics["loss"], g["loss/total"], rtol=1e-10)
-    np.testing.assert_allclose(grads.W_enc, theirs(g, of="grad")[0], atol=1e-8)
+    metrics, (grads,) = gradients(lm, [sae], [Site(NAMES[0], c)], training, tokens)
+    single, want, _ = alone(lm, sae, c, training, tokens, 1.0, 1.5)
+    np.testing.assert_allclose(metrics["loss"], want["loss"], rtol=1e-10)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10 * np.abs(b).max()), grads, single)
 
 
 def test_the_trained_move_and_the_frozen_stay(x64, shared):
@@ -96,6 +102,7 @@ def test_the_trained_move_and_the_frozen_stay(x64, shared):
         ((), TRAINING, "in their order"),
         (("blocks.1.hook_mlp_out",), TRAINING, "residual stream"),
         (NAMES, TrainingConfig(), "local in series"),
+        (NAMES, replace(TRAINING, error_unit="variance"), "no error_unit"),
     ],
 )
 def test_bad_series(shared, hooks, training, said):
