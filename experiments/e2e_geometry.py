@@ -92,24 +92,20 @@ def measure(settings: pareto.Settings, layer: int, matched: list[dict]) -> tuple
 
 
 def draw(layers: dict[int, dict], path: Path):
-    titles = {
-        "within": "nearest in the same dictionary",
-        "cross-seed": "nearest of another seed",
-        "to local": "nearest local",
-    }
+    titles = {"within": "same dictionary", "cross-seed": "dictionary of another seed", "to local": "local dictionary"}
     picture, axes = figure(12, 3.2 * len(layers), len(layers), 3)
     for line, (layer, samples) in zip(axes, layers.items()):
         for ax, (title, label) in zip(line, titles.items()):
             for kind, values in samples.get(title, {}).items():
                 style = {key: value for key, value in STYLES[kind].items() if key != "marker"}
                 ax.hist(
-                    values, 50, range=(0, 1), density=True, histtype="step", linewidth=1.6, label=LABELS[kind], **style
+                    values, 33, range=(0, 1), density=True, histtype="step", linewidth=1.6, label=LABELS[kind], **style
                 )
                 ax.axvline(values.mean(), linewidth=0.8, **style)
             if title not in samples:
                 ax.text(0.5, 0.5, "one seed only", ha="center")
             ax.set_xlim(0, 1)
-            ax.set_xlabel(f"largest cosine with a row of the {label}")
+            ax.set_xlabel(f"largest cosine in the {label}")
             ax.set_ylabel(f"before block {layer}" if title == "within" else "")
     axes[0, 0].legend(frameon=False)
     picture.savefig(path, dpi=110)
