@@ -48,13 +48,13 @@ class Settings:
     hook: str = "blocks.4.hook_resid_pre"
     n: int = 1024
     tokens: int = 300_000
-    lr: float = 2e-3
+    lr: float = 4e-3
     downstream_coef: float = 1000.0
     """As in the paper's runs on TinyStories."""
-    local: tuple[float, ...] = (0.02, 0.05, 0.12)
+    local: tuple[float, ...] = (0.04, 0.1, 0.25)
     """Sparsity coefficients of each type."""
-    e2e: tuple[float, ...] = (1.0, 2.5, 6.0)
-    e2e_downstream: tuple[float, ...] = (40.0, 90.0, 200.0)
+    e2e: tuple[float, ...] = (2.0, 5.0, 12.0)
+    e2e_downstream: tuple[float, ...] = (100.0, 220.0, 480.0)
     examples: int = 1000
     """Rows of each template."""
     curve_examples: int = 100
