@@ -7,10 +7,10 @@ have too and one that they do not: their nearest local neighbours' cosines have 
 
 Found here, at similar CE increase: orthogonality does not order as claimed. e2e + downstream features are the most
 orthogonal (mean of the largest cosine 0.33 before block 3, local 0.39, e2e 0.42; the same order before block 5): e2e
-keeps many more features alive in 192 dimensions. Two seeds agree least for e2e (0.46 against 0.53 and 0.54), as claimed,
-but none of the types comes near 1 after so little training. Nearest local neighbours are far for e2e (0.38) and nearer
-for e2e + downstream (0.57), as claimed; of two modes there is no sign (dip test p 0.92 before block 3, 0.99 before block
-5).
+keeps many more features alive in 192 dimensions. Two seeds agree least for e2e (0.46 against 0.53 and 0.54), as
+claimed, but none of the types comes near 1 after so little training. Nearest local neighbours are far for e2e (0.38)
+and nearer for e2e + downstream (0.57), as claimed; of two modes there is no sign (dip test p 0.92 before block 3, 0.99
+before block 5).
 
     python experiments/e2e_geometry.py
 

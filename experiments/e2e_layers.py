@@ -7,8 +7,9 @@ position 0.
 
 Found here, at similar CE increase: all of it holds but for position 0. Before block 3 the squared error of e2e is 13
 times local's at its own place and 1.8 times at the end of the model (2.9 times where it stands before block 5); that of
-e2e + downstream falls from 5 times local's to within a tenth of it. Outputs are shorter (0.59 and 0.75 of the activation, local 0.97), but not more so at
-position 0 (0.58 and 0.82), whose activation is not far longer than the others in this model as it is in GPT-2.
+e2e + downstream falls from 5 times local's to within a tenth of it. Outputs are shorter (0.59 and 0.75 of the
+activation, local 0.97), but not more so at position 0 (0.58 and 0.82), whose activation is not far longer than the
+others in this model as it is in GPT-2.
 
     python experiments/e2e_layers.py
 

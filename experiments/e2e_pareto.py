@@ -6,10 +6,11 @@ below 45 % of a local autoencoder's), and with fewer features in all.
 
 Found here (embedded language model, 300 thousand tokens of training): the direction of the claim holds, its size does
 not. At equal CE increase e2e needs 0.69 of local's active features per token before block 3 (95 % interval over five
-seeds 0.65 to 0.73) and 0.67 before block 5 (one seed); e2e + downstream 0.78 (0.76 to 0.79) and 0.90. The CE increase at
-equal L0 is 0.69 (0.66 to 0.72) of local's for e2e and 0.68 (0.65 to 0.70) for e2e + downstream before block 3, not below
-0.45. Fewer features in all holds for e2e + downstream (0.86, 0.79 to 0.93) and fails for e2e, which keeps twice as many
-alive (2.1, 1.9 to 2.2). The curves of e2e are flat: at low sparsity it falls behind, as it does in short training.
+seeds 0.65 to 0.73) and 0.67 before block 5 (one seed); e2e + downstream 0.78 (0.76 to 0.79) and 0.90. The CE increase
+at equal L0 is 0.69 (0.66 to 0.72) of local's for e2e and 0.68 (0.65 to 0.70) for e2e + downstream before block 3, not
+below 0.45. Fewer features in all holds for e2e + downstream (0.86, 0.79 to 0.93) and fails for e2e, which keeps twice
+as many alive (2.1, 1.9 to 2.2). The curves of e2e are flat: at low sparsity it falls behind, as it does in short
+training.
 
     python experiments/e2e_pareto.py
 
