@@ -1,1 +1,1 @@
-"""Benchmarks: step.py (jaxsae beside its floor), peers.py (beside other libraries), table.py (for the README)."""
+"""Benchmarks: step.py, e2e.py (jaxsae beside its floor), peers.py (beside other libraries), table.py (README)."""

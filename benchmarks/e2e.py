@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import common
-from benchmarks.jaxsae_step import make_state
+from benchmarks.jaxsae_step import Case, make_case, make_state
 from benchmarks.step import stepper
 from jaxsae import lm as lms
 from jaxsae.lm.gpt2 import GPT2, GPT2Config
@@ -75,7 +75,7 @@ def floor(shape: Shape, lm: lms.LM, tokens, sae: SAEConfig, training: TrainingCo
     def backward(lm, x, weight):
         h, back = jax.vjp(lambda x: final(lm, x, shape.hook), x)
         rows = h.reshape(-1, chunk, h.shape[-1])
-        slope = lambda rows: jax.linear_transpose(lambda r: unembed(replace(lm), r), rows)(weight)[0]
+        slope = lambda rows: jax.linear_transpose(lambda r: unembed(lm, r), rows)(weight)[0]
         return back(jax.lax.map(slope, rows).reshape(h.shape))[0]
 
     both = jax.jit(backward)
@@ -97,21 +97,9 @@ def floor_ms(ms: dict) -> float:
     return ms["prefix"] + 2 * ms["suffix forward"] + backward + ms["local step"]
 
 
-def local_case(shape: Shape, sae: SAEConfig, training: TrainingConfig):
-    from benchmarks.jaxsae_step import make_case
-
+def local_case(shape: Shape, sae: SAEConfig, training: TrainingConfig) -> Case:
     size = common.Shape(shape.lm.n_embd, shape.n, shape.k, shape.contexts * shape.T, 8)
     return make_case(size, sae, replace(training, objective="local", auxk_coef=0.0), 0.0)
-
-
-@dataclass
-class Case:
-    step: object
-    state: object
-    x: object
-    hyper: object
-    compiled: object
-    mesh: object
 
 
 def case(shape: Shape, lm: lms.LM, tokens, sae: SAEConfig, training: TrainingConfig) -> Case:
@@ -154,6 +142,8 @@ def measure(name: str, rounds: int) -> list[dict]:
         rows.append(
             {
                 "shape": name,
+                "sizes": f"{shape.contexts} contexts of {shape.T} tokens, {shape.hook} of {shape.lm.n_layer} blocks, "
+                f"d {shape.lm.n_embd}, V {shape.lm.vocab_size}, n {shape.n}, k {shape.k}",
                 "variant": title,
                 "step_ms": ms[title],
                 "floor_ms": floor_ms(ms),

@@ -1,4 +1,4 @@
-"""Markdown tables of the results that step.py and peers.py kept.
+"""Markdown tables of the results that step.py, peers.py and e2e.py kept.
 
     python benchmarks/table.py [--results FOLDER] [--write README.md]
 
@@ -19,21 +19,21 @@ START, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 
 def tables(folder: Path) -> str:
     """One table for each file of results: other libraries first, then jaxsae beside its floor; smaller shapes first."""
-    shapes, found = list(common.SHAPES), []
-    for pattern, table in (("peers-*.json", peers_table), ("step-*.json", step_table)):
+    shapes, found = ["small", "big", "gpt2", "wide", "paper"], []
+    for pattern, table in (("peers-*.json", peers_table), ("step-*.json", step_table), ("e2e-*.json", e2e_table)):
         results = [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
         results = [result for result in results if result["rows"]]
         for result in sorted(results, key=lambda result: shapes.index(result["rows"][0]["shape"])):
-            shape = result["rows"][0]["shape"]
-            found.append(f"{caption(shape, result['manifest'])}\n\n{table(result['rows'])}")
+            found.append(f"{caption(result['rows'][0], result['manifest'])}\n\n{table(result['rows'])}")
     return "\n\n".join(found)
 
 
-def caption(shape: str, manifest: dict) -> str:
+def caption(row: dict, manifest: dict) -> str:
     """The shape, the machine and the code of a result."""
     device = manifest.get("device", "cpu")
     machine = f"{manifest['cpu']}, {manifest['cores']} cores" if device == "cpu" else device
-    sizes = common.describe(common.SHAPES[shape])
+    shape = row["shape"]
+    sizes = row.get("sizes") or common.describe(common.SHAPES[shape])
     commit = f", commit {manifest['commit']}" if manifest["commit"] else ""
     return f"**{shape}** ({sizes}) on {machine}, {manifest['date']}{commit}:"
 
@@ -71,6 +71,23 @@ def step_table(rows: list[dict]) -> str:
                 f"{row['compile_s']:.1f}",
             ]
         )
+    return markdown(head, lines)
+
+
+def e2e_table(rows: list[dict]) -> str:
+    head = ["end-to-end step", "ms/step", "floor ms", "step / floor", "tokens/s", "temporaries MB", "compile s"]
+    lines = [
+        [
+            row["variant"],
+            number(row["step_ms"]),
+            number(row["floor_ms"]),
+            f"{row['ratio']:.2f}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['temporaries_mb']:,.0f}",
+            f"{row['compile_s']:.1f}",
+        ]
+        for row in rows
+    ]
     return markdown(head, lines)
 
 

@@ -323,6 +323,8 @@ def test_an_end_to_end_run_ends_with_the_same_bytes_when_it_is_stopped(flags, fi
     model = [*flags[: flags.index("--sae.n")], *"--batch-size 256 --eval-tokens 1024 --mesh 1 1".split()]
     run = ["--start", str(finished), "--objective", "finetune_kl", "--hook", "blocks.0.hook_resid_mid", *model]
     run += "--lr 1e-4 --schedule linear --lr-end 0 --tokens 5120 --checkpoint-every 7".split()
+    # Behind steps 6, 12 and 18, before and behind the one at which it is stopped.
+    run += "--resample-every 1536 --dead-after 512".split()
     assert main(["train", "--run", str(tmp_path / "whole"), *run]) == 0
     process = start(tmp_path / "stopped", [*run, "--log-every", "1"])
     wait_for_step(process, tmp_path / "stopped", 9)

@@ -89,3 +89,12 @@ def test_in_turns():
     assert "".join(calls) == "aabb" + "ab" * 3
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
     assert all(value >= 0 for values in seconds.values() for value in values)
+
+
+def test_end_to_end_steps_have_a_table(tmp_path):
+    row = {"shape": "gpt2", "sizes": "8 contexts", "variant": "e2e, in chunks", "step_ms": 1234.0, "floor_ms": 1100.0}
+    row |= {"ratio": 1.12, "tokens_per_second": 415.0, "temporaries_mb": 900.0, "compile_s": 9.0}
+    (tmp_path / "e2e-gpt2-cpu.json").write_text(json.dumps({"manifest": MANIFEST, "rows": [row]}))
+    text = table.tables(tmp_path)
+    assert "**gpt2** (8 contexts) on A Processor" in text
+    assert "| e2e, in chunks | 1,234 | 1,100 | 1.12 | 415 | 900 | 9.0 |" in text
