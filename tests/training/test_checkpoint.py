@@ -20,16 +20,7 @@ d = 16
 
 
 def state_on(mesh):
-    chunk = jax.random.normal(jax.random.key(3), (4, 32, d))
-    chunk = jax.device_put(chunk, jax.NamedSharding(mesh, jax.P(None, "data")))
-
-    class Source:
-        rows = 1
-
-        def __len__(self):
-            return 128
-
-    batches = SimpleNamespace(plan=SimpleNamespace(batches=4, batch=32), source=Source(), chunk=lambda number: chunk)
+    batches = SimpleNamespace(sample=lambda rows: jax.random.normal(jax.random.key(3), (128, d)))
     return first_state(batches, mesh, SAE_CONFIG, TRAINING)
 
 
