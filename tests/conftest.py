@@ -11,12 +11,18 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 
-# What one test compiled, another (or a process that a test starts) need not compile again.
-COMPILED = tempfile.mkdtemp(prefix="jaxsae-compiled-")
-atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+# What one test compiled, another (or a process that runs tests beside this one, or that a test starts) need not compile
+# again.
+COMPILED = os.environ.get("JAXSAE_TEST_COMPILED")
+if COMPILED is None:
+    os.environ["JAXSAE_TEST_COMPILED"] = COMPILED = tempfile.mkdtemp(prefix="jaxsae-compiled-")
+    atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
 for name, value in (("jax_compilation_cache_dir", COMPILED), ("jax_persistent_cache_min_compile_time_secs", 0.2)):
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
+
+# Where the cores are busy, a simulated device may wait long for the others; by default XLA aborts after 40 seconds.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 
 DATA = Path(os.environ.get("JAXSAE_TEST_DATA", Path(__file__).parents[2] / "shared"))
 MESHES = [(1, 1), (8, 1), (1, 8), (2, 4), (4, 2)]
