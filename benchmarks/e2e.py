@@ -122,7 +122,7 @@ def measure(name: str, rounds: int) -> list[dict]:
     lm = lms.LM(init(jax.random.key(1), jnp.zeros((1, 4), jnp.int32))["params"], shape.lm)
     size = shape.contexts * shape.T
     sae = SAEConfig(shape.n, shape.k)
-    training = TrainingConfig("e2e", tokens=10**9, batch_size=size, dead_after=10**8, kl_chunk=min(512, size))
+    training = TrainingConfig("e2e", tokens=10**9, batch_size=size, dead_after=10**8, kl_chunk=min(512, size // 4))
     variants = {
         "e2e, in chunks": training,
         "e2e, whole logits": replace(training, kl_chunk=size),
