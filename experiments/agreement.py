@@ -4,6 +4,8 @@ Claim (Braun et al. 2024, app. I): no type of training is consistently more fait
 comparatively few latents, local and e2e + downstream ones are alike. (Faithfulness: the mean logit difference of the
 right and the wrong verb form with the autoencoder in place, over that of the model itself.)
 
+No result is kept yet: the sparsity coefficients below are first guesses.
+
     python experiments/agreement.py --lm MODEL --text STORIES.txt --pairs FOLDER
 
 MODEL is a folder or hub name of a model that knows agreement (a GPT-2 or GPT-Neo trained on TinyStories, say), STORIES
@@ -25,10 +27,10 @@ import tyro
 
 import jaxsae
 from experiments import e2e_pareto as pareto
-from experiments.grid import LABELS, STYLES, figure, keep, plain, train_all
+from experiments.grid import LABELS, STYLES, facts_of, figure, keep, plain, relu, train_all
+from jaxsae.config import Config
 from jaxsae.evals.agreement import accuracy, differences, faithfulness, read, tokenise, topk_curve
 from jaxsae.lm import load, load_tokenizer, process_weights
-from jaxsae.presets import preset
 
 TEMPLATES = ("simple", "within_rc", "nounpp")
 MIN_ACCURACY = 0.75
@@ -62,25 +64,11 @@ class Settings:
     workers: int = 2
 
 
-def config(settings: Settings, kind: str, sparsity: float):
-    base = preset(f"braun-embedded-{kind}")
-    training = replace(
-        base.training,
-        tokens=settings.tokens,
-        lr=settings.lr,
-        warmup=settings.tokens // 20,
-        sparsity=sparsity,
-        downstream_coef=settings.downstream_coef,
-    )
-    return replace(
-        base,
-        model=replace(base.model, lm=settings.lm, hook=settings.hook),
-        data=replace(base.data, text=(settings.text,)),
-        sae=replace(base.sae, n=settings.n),
-        training=training,
-        log=replace(base.log, checkpoint_every=10**6),
-        eval_tokens=16_384,
-    )
+def config(settings: Settings, kind: str, sparsity: float) -> Config:
+    hook, coef = settings.hook, settings.downstream_coef
+    made = relu(kind, hook, settings.n, settings.tokens, settings.lr, sparsity, coef)
+    model, data = replace(made.model, lm=settings.lm), replace(made.data, text=(settings.text,))
+    return replace(made, model=model, data=data, eval_tokens=16_384)
 
 
 def rows_of(settings: Settings, points: list[tuple[str, float]]) -> list[dict]:
@@ -88,9 +76,8 @@ def rows_of(settings: Settings, points: list[tuple[str, float]]) -> list[dict]:
     summaries = train_all(configs, settings.runs, settings.workers)
     rows = []
     for (run, summary), (kind, sparsity) in zip(summaries.items(), points):
-        facts = {key: summary[key] for key in ("l0", "delta_ce", "kl", "nmse")}
-        alive = round(settings.n * (1 - summary["dead_fraction"]))
-        rows.append({"run": run, "layer": 0, "type": kind, "sparsity": sparsity, "seed": 0, "alive": alive, **facts})
+        point = {"run": run, "layer": 0, "type": kind, "sparsity": sparsity, "seed": 0}
+        rows.append(point | facts_of(configs[run], summary))
     return rows
 
 

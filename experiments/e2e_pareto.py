@@ -38,9 +38,8 @@ import numpy as np
 import tyro
 from scipy import stats
 
-from experiments.grid import LABELS, RESULTS, STYLES, figure, keep, log_scale, plain, train_all
+from experiments.grid import LABELS, RESULTS, STYLES, facts_of, figure, keep, log_scale, plain, relu, train_all
 from jaxsae.config import Config
-from jaxsae.presets import preset
 
 TYPES = ("local", "e2e", "e2e_downstream")
 SPARSITY = {
@@ -75,20 +74,9 @@ class Settings:
 
 
 def config(settings: Settings, layer: int, kind: str, sparsity: float, seed: int) -> Config:
-    base = preset(f"braun-embedded-{kind}")
-    training = replace(
-        base.training,
-        tokens=settings.tokens,
-        lr=settings.lr,
-        warmup=settings.tokens // 20,
-        sparsity=sparsity,
-        seed=seed,
-        downstream_coef=settings.downstream_coef,
-    )
-    log = replace(base.log, checkpoint_every=10**6)
-    model = replace(base.model, hook=f"blocks.{layer}.hook_resid_pre")
-    sae = replace(base.sae, n=settings.n)
-    return replace(base, model=model, sae=sae, training=training, log=log, eval_tokens=settings.eval_tokens)
+    hook = f"blocks.{layer}.hook_resid_pre"
+    made = relu(kind, hook, settings.n, settings.tokens, settings.lr, sparsity, settings.downstream_coef)
+    return replace(made, training=replace(made.training, seed=seed), eval_tokens=settings.eval_tokens)
 
 
 def name(layer: int, kind: str, sparsity: float, seed: int) -> str:
@@ -100,11 +88,9 @@ def run(settings: Settings, points: list[tuple]) -> list[dict]:
     configs = {name(*point): config(settings, *point) for point in points}
     summaries = train_all(configs, settings.runs, settings.workers)
     rows = []
-    for (layer, kind, sparsity, seed), summary in zip(points, summaries.values()):
-        alive = round(settings.n * (1 - summary["dead_fraction"]))
-        facts = {key: summary[key] for key in ("l0", "delta_ce", "kl", "nmse", "ce_original")}
+    for (layer, kind, sparsity, seed), (run, summary) in zip(points, summaries.items()):
         point = {"layer": layer, "type": kind, "sparsity": sparsity, "seed": seed, "matched": False}
-        rows.append(point | facts | {"alive": alive})
+        rows.append(point | facts_of(configs[run], summary))
     return rows
 
 

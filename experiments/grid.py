@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from benchmarks.common import manifest
 from jaxsae import folder as folders
 from jaxsae.config import Config
+from jaxsae.presets import preset
 from jaxsae.run import train
 from jaxsae.setting import make_setting
 
@@ -33,7 +35,7 @@ def train_all(configs: dict[str, Config], folder: Path, workers: int) -> dict[st
     `workers` processes train at once, each on its share of the cores. Raises BadInput where a run there had another
     configuration.
     """
-    configs = {name: dataclasses.replace(c, run=str(folder / name), resume=True) for name, c in configs.items()}
+    configs = {name: replace(c, run=str(folder / name), resume=True) for name, c in configs.items()}
     for config in configs.values():
         folders.check(Path(config.run), config)
     todo = {name: c for name, c in configs.items() if not (Path(c.run) / "summary.json").exists()}
@@ -55,6 +57,28 @@ def train_all(configs: dict[str, Config], folder: Path, workers: int) -> dict[st
     return {name: json.loads((Path(c.run) / "summary.json").read_text()) for name, c in configs.items()}
 
 
+def relu(kind: str, hook: str, n: int, tokens: int, lr: float, sparsity: float, downstream_coef: float) -> Config:
+    """A ReLU autoencoder of the embedded model, in the manner of Braun et al. 2024 but for these numbers.
+
+    `kind` is the objective; the learning rate rises over a twentieth of the tokens.
+    """
+    base = preset(f"braun-embedded-{kind}")
+    numbers = {"tokens": tokens, "lr": lr, "sparsity": sparsity, "downstream_coef": downstream_coef}
+    return replace(
+        base,
+        model=replace(base.model, hook=hook),
+        sae=replace(base.sae, n=n),
+        training=replace(base.training, warmup=tokens // 20, **numbers),
+        log=replace(base.log, checkpoint_every=10**6),
+    )
+
+
+def facts_of(config: Config, summary: dict) -> dict:
+    """What the experiments compare runs by."""
+    alive = round(config.sae.n * (1 - summary["dead_fraction"]))
+    return {name: summary[name] for name in ("l0", "delta_ce", "kl", "nmse", "ce_original")} | {"alive": alive}
+
+
 def _pin(free):
     """A process of its own cores, whose progress bars go to a file."""
     share, log = free.get()
@@ -66,7 +90,7 @@ def _pin(free):
 
 def tokens_of(config: Config, split: str, tokens: int):
     """The language model of a configuration, and contexts [b, T] with about so many tokens of its text."""
-    setting = make_setting(dataclasses.replace(config, training=dataclasses.replace(config.training, mesh=(1, 1))))
+    setting = make_setting(replace(config, training=replace(config.training, mesh=(1, 1))))
     source = {"train": setting.source, "held_out": setting.held_out}[split]
     return setting.lm, source.host(0, min(len(source), -(-tokens // config.data.context)))
 

@@ -50,10 +50,9 @@ def train(config: Config) -> dict:
     folder = Path(config.run)
     folders.check(folder, config)
     processes.on_each(partial(check_packages, config.log))
-    # What a checkpoint holds does not depend on what it once started from.
-    fresh = not any(folder.glob("checkpoints/*"))
-    if config.training.start and fresh:
-        processes.on_each(partial(check_start, config))
+    if config.training.start:
+        # What a checkpoint holds does not depend on what it once started from.
+        processes.on_each(lambda: None if any(folder.glob("checkpoints/*")) else check_start(config))
     setting = processes.on_each(partial(make_setting, config))
     folders.check_data(folder, setting.source.fingerprint)
     training, size = config.training, config.training.batch_size
@@ -155,10 +154,8 @@ def config_of_export(folder: str | Path) -> Config:
     needed = ("lm", "hook", "process_weights", "text", "activations", "context", "n", "steps", "mse_scale", *training)
     if missing := [name for name in (*needed, "dead_fraction") if name not in about]:
         raise BadInput(f"{folder} does not say {', '.join(missing)}, so it is not known what to evaluate it on")
-    text, kept = (
-        tuple(about["text"] or ("stdlib",)),
-        lambda names: {name: about[name] for name in names if name in about},
-    )
+    text = tuple(about["text"] or ("stdlib",))
+    kept = lambda names: {name: about[name] for name in names if name in about}
     return Config(
         model=LMConfig(about["lm"] or "embedded", about["hook"], process_weights=about["process_weights"]),
         data=DataConfig(text, activations=about["activations"], context=about["context"], **kept(("skip_first",))),
