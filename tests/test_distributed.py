@@ -193,11 +193,13 @@ def test_float64_losses_are_those_of_one_process(float64, tmp_path):
         for i in (0, 1)
     ]
     state, losses = distributed_float64.run(make_mesh(8, 1))
+    end_to_end = distributed_float64.run_end_to_end(make_mesh(4, 2))
     status, out, error = finish(both)
     assert status == [0, 0], error
     said = json.loads(out[0].splitlines()[-1])
     assert said["dtype"] == "float64" and any(auxk > 0 for _, auxk, *_ in losses)
     np.testing.assert_allclose(said["losses"], losses, rtol=1e-12)
+    np.testing.assert_allclose(said["end_to_end"], end_to_end, rtol=1e-12)
     for shape in ((2, 4), (1, 1)):
         with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
             restored = checkpoints.restore(distributed_float64.like(make_mesh(*shape)))

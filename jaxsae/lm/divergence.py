@@ -12,9 +12,6 @@ from jax import lax
 
 from jaxsae.lm.model import LM, unembed
 
-# Tokens whose logits exist at once.
-CHUNK = 512
-
 
 def kl(original, substituted):
     """Of logits [..., V] each: [...]."""
@@ -23,7 +20,7 @@ def kl(original, substituted):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def kl_of_streams(lm: LM, original, substituted, chunk: int = CHUNK, reverse: bool = False):
+def kl_of_streams(lm: LM, original, substituted, chunk: int, reverse: bool = False):
     """Of what the unembedding reads (`lm.final`), [N, d] each: [N]; `reverse` is KL(substituted || original).
 
     The logits of `chunk` tokens exist at once: neither [N, V] nor a gradient of the language model is ever made, and

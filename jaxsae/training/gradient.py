@@ -113,7 +113,7 @@ def make_gradient(sae: SAEConfig, training: TrainingConfig, k_aux: int, objectiv
 
     def gradient(params, batch, dead, weigh: Coefficients, lm=None):
         prepare, run = (lambda part: objective.prepare(part, lm)), whole if pieces == 1 else in_pieces
-        task = prepare(batch) if pieces == 1 else lax.map(prepare, jax.tree.map(lambda a: _split(a, pieces), batch))
+        task = prepare(batch) if pieces == 1 else lax.map(prepare, split(batch, pieces))
         grads, (metrics, fired, least) = run(params, task, dead, weigh, lm, objective.units(task))
         tokens = tuple(range(task.y.ndim - 1))
         variance = jnp.mean((task.y - task.y.mean(tokens)) ** 2)
@@ -130,7 +130,13 @@ def _if_dead(dead, weigh: Coefficients, with_auxk: Callable, without: Callable):
     return lax.cond(dead.any() & (weigh.auxk > 0), with_auxk, without, dead)
 
 
-def _split(a, pieces: int):
-    """[B@data, ...] -> [pieces, B / pieces @data, ...]: every device splits its own rows."""
+def split(batch, pieces: int):
+    """Arrays [B@data, ...] -> [pieces, B / pieces @data, ...]: every device splits its own rows."""
     local = lambda a: a.reshape(pieces, -1, *a.shape[1:])
-    return jax.shard_map(local, in_specs=P("data"), out_specs=P(None, "data"))(a)
+    return jax.shard_map(partial(jax.tree.map, local), in_specs=P("data"), out_specs=P(None, "data"))(batch)
+
+
+def join(parts):
+    """The opposite: arrays [pieces, B / pieces @data, ...] -> [B@data, ...], in the order that they had."""
+    local = lambda a: a.reshape(-1, *a.shape[2:])
+    return jax.shard_map(partial(jax.tree.map, local), in_specs=P(None, "data"), out_specs=P("data"))(parts)

@@ -12,6 +12,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from jaxsae.sae.layout import EVERYWHERE, LATENTS
@@ -20,6 +21,7 @@ from jaxsae.sae.select import EXACT, Selection
 from jaxsae.sae.sharded import autoencode, choose
 from jaxsae.sae.struct import SAE
 from jaxsae.training.config import SAEConfig, TrainingConfig
+from jaxsae.training.gradient import join, split
 from jaxsae.training.objectives import Objective
 from jaxsae.training.optimizer import unit_rows
 from jaxsae.training.step import TrainState
@@ -28,8 +30,8 @@ from jaxsae.training.step import TrainState
 SCALE = 0.2
 
 
-def resample(state: TrainState, x, dead_window, ema_decay, how: Selection = EXACT) -> TrainState:
-    """`state` with new rows for latents idle for `dead_window` tokens, from normalised x [B@data, d].
+def resample(state: TrainState, logits, directions, dead_window, ema_decay) -> TrainState:
+    """`state` with new rows for latents idle for `dead_window` tokens, from the `candidates` of a batch.
 
     The draw follows from the key and the step of the state, and is the same on every mesh. Where more latents are dead
     than there are tokens to draw, the rest stay dead until the next time: twins would get equal gradients forever.
@@ -38,7 +40,7 @@ def resample(state: TrainState, x, dead_window, ema_decay, how: Selection = EXAC
     everywhere = lambda a: jax.reshard(a, EVERYWHERE)
     # Latents of any shard may get tokens of any other: [B, d] of one batch goes to every device, and [B] and [n] of
     # numbers, from which all devices draw the same.
-    logits, directions = map(everywhere, candidates(state.params, x, how))
+    logits, directions = everywhere(logits), everywhere(directions)
     key = jax.random.fold_in(state.key, state.step)
     fresh, token = (jax.reshard(a, LATENTS) for a in draw(key, logits, everywhere(dead)))
     rows = directions.at[token].get(out_sharding=P(*LATENTS, None))
@@ -46,11 +48,16 @@ def resample(state: TrainState, x, dead_window, ema_decay, how: Selection = EXAC
 
 
 def make_resample(sae: SAEConfig, training: TrainingConfig, objective: Objective) -> Callable:
-    """A function (state, batch, lm) -> state for the batches of a step, to be jitted."""
+    """A function (state, batch, lm) -> state for the batches of a step, in as many pieces, to be jitted."""
+    pieces = training.micro_batches
 
     def run(state: TrainState, batch, lm=None) -> TrainState:
-        x = objective.prepare(batch, lm).x if objective.end_to_end else normalise(batch, sae.normalise)[0]
-        return resample(state, x, training.dead_window(), training.ema_decay(), sae.selection())
+        def some(part):
+            x = objective.prepare(part, lm).x if objective.end_to_end else normalise(part, sae.normalise)[0]
+            return candidates(state.params, x, sae.selection())
+
+        found = some(batch) if pieces == 1 else join(lax.map(some, split(batch, pieces)))
+        return resample(state, *found, training.dead_window(), training.ema_decay())
 
     return run
 

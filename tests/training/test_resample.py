@@ -13,8 +13,10 @@ from scipy.stats import chisquare
 from jaxsae.mesh import make_mesh
 from jaxsae.sae.layout import EVERYWHERE, LATENTS, TOKENS
 from jaxsae.sae.struct import Spec
+from jaxsae.training.config import SAEConfig, TrainingConfig
+from jaxsae.training.objectives import LOCAL, Task
 from jaxsae.training.optimizer import ema_weights, make_optimizer
-from jaxsae.training.resample import candidates, draw, resample
+from jaxsae.training.resample import candidates, draw, make_resample, resample
 from jaxsae.training.step import TrainState
 from sae import dense
 
@@ -51,10 +53,10 @@ def resampled(spec, dead, mesh=(1, 1)):
     """The state before, the batch, and the state after; as NumPy."""
     mesh, state, x = example(spec, jnp.asarray(dead), mesh)
     with jax.set_mesh(mesh):
-        after = jax.jit(resample)(state, x, WINDOW, DECAY)
+        odds, directions = jax.jit(candidates)(state.params, x)
+        after = jax.jit(resample)(state, odds, directions, WINDOW, DECAY)
         same = jax.tree.map(lambda a, b: jax.typeof(a) == jax.typeof(b), state, after)
         assert all(jax.tree.leaves(same)), "shardings, shapes and dtypes must not change"
-        odds, directions = jax.jit(candidates)(state.params, x)
     plain = lambda state: jax.device_get(replace(state, key=jax.random.key_data(state.key)))
     return plain(state), jax.device_get(x), plain(after), jax.device_get((odds, directions))
 
@@ -117,6 +119,28 @@ def test_meshes_do_not_show(x64, name, mesh):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), other, one)
 
 
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 4)], ids=str)
+@pytest.mark.parametrize("end_to_end", [False, True])
+def test_pieces_do_not_show(x64, end_to_end, mesh):
+    """Tokens keep their order, so the same ones are drawn."""
+    mesh, state, x = example(SPECS["topk"], jnp.arange(n) % 5 == 0, mesh)
+    # Contexts of two tokens; the table stands for a language model.
+    prepare = lambda ids, table: Task(*(table.at[ids.reshape(-1)].get(out_sharding=TOKENS),) * 2)
+    objective = replace(LOCAL, prepare=prepare, end_to_end=True) if end_to_end else LOCAL
+    batch = jax.device_put(np.arange(B).reshape(-1, 2), NamedSharding(mesh, TOKENS)) if end_to_end else x
+    table = jax.device_put(x, NamedSharding(mesh, EVERYWHERE))
+
+    def after(pieces):
+        training = TrainingConfig(tokens=10 * WINDOW, batch_size=B, micro_batches=pieces, dead_after=WINDOW, ema=DECAY)
+        run = jax.jit(make_resample(SAEConfig(n, 3, normalise="none"), training, objective))
+        return jax.device_get(run(state, batch, table).params)
+
+    with jax.set_mesh(mesh):
+        whole, pieces = after(1), after(4)
+    assert not np.array_equal(whole.W_enc, state.params.W_enc)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), pieces, whole)
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_without_dead_latents_nothing_changes(x64, name):
     before, _, after, _ = resampled(SPECS[name], np.zeros(n, bool))
@@ -126,7 +150,8 @@ def test_without_dead_latents_nothing_changes(x64, name):
 def test_a_run_without_an_average_has_none_afterwards(x64):
     mesh, state, x = example(SPECS["topk"], jnp.arange(n) < 9)
     with jax.set_mesh(mesh):
-        after = jax.jit(resample, static_argnums=3)(replace(state, ema=None), x, WINDOW, 0.0)
+        found = candidates(state.params, x)
+        after = jax.jit(resample, static_argnums=4)(replace(state, ema=None), *found, WINDOW, 0.0)
     assert after.ema is None and (after.idle[:9] == 0).all()
 
 
