@@ -4,20 +4,20 @@ Claim (Braun et al. 2024, app. I): no type of training is consistently more fait
 comparatively few latents, local and e2e + downstream ones are alike. (Faithfulness: the mean logit difference of the
 right and the wrong verb form with the autoencoder in place, over that of the model itself.)
 
-Found here (a GPT-2 of 3 million parameters trained on TinyStories, autoencoders before its block 4, one seed): not so.
-On both templates that the model knows e2e is closer to it than local: at similar CE increase (0.28 to 0.30 nats) 101 %
-(simple) and 105 % (within_rc), against 79 % and 88 % for local, 80 % and 95 % for e2e + downstream; at similar L0 (72 to
-88) 108 % and 107 %, against 79 % and 88 %, 98 % and 101 %. Nor does e2e need fewer latents: at similar L0, 80 % of what
-all its latents do takes 30 and 30 of them, against 30 and 19 for local, 40 and 40 for e2e + downstream. What does hold
-is that end to end the same loss takes fewer active latents: 77 for local, 53 for e2e, 26 for e2e + downstream. The model
-does not know nounpp (right on 53 %).
+Found here (a GPT-2 of 3 million parameters trained on TinyStories, autoencoders before its block 4, one seed): no. On
+both templates that the model knows e2e is closer to it than local: at similar CE increase (0.28 to 0.30 nats) 101 %
+(simple) and 105 % (within_rc), against 79 % and 88 % for local, 80 % and 95 % for e2e + downstream; at similar L0 (72
+to 88) 108 % and 107 %, against 79 % and 88 %, 98 % and 101 %. Nor does e2e need fewer latents: at similar L0, 80 % of
+what all its latents do takes 30 and 30 of them, against 30 and 19 for local, 40 and 40 for e2e + downstream. What does
+hold is that end to end the same loss takes fewer active latents: 77 for local, 53 for e2e, 26 for e2e + downstream. The
+model does not know nounpp (right on 53 %).
 
     python experiments/agreement.py --lm MODEL --text STORIES.txt --pairs FOLDER
 
 MODEL is a folder or hub name of a model that knows agreement (a GPT-2 or GPT-Neo trained on TinyStories, say), STORIES
 text of its kind, FOLDER holds simple_train.json, nounpp_train.json and within_rc_train.json (JSON lines, as in the
-feature-circuits repository of Marks et al. 2024). Cost: about a quarter of an hour on 2 cores; the same command goes on after a
-kill. Writes OUT/agreement.json and OUT/agreement.png.
+feature-circuits repository of Marks et al. 2024). Cost: about a quarter of an hour on 2 cores; the same command goes on
+after a kill. Writes OUT/agreement.json and OUT/agreement.png.
 
 Templates on which the model itself is right less often than MIN_ACCURACY are measured and reported, but no conclusion
 is drawn from them: where the model's mean difference is near 0, a share of it is noise.

@@ -12,9 +12,9 @@ better one each time.
 
     python experiments/e2e_topk.py
 
-Cost: about twenty-five minutes on 2 cores: for each k, autoencoders of the embedded language model trained locally and end
-to end from random weights, on the same tokens, the best of two learning rates each; and the best local one trained on,
-end to end or, as a control, locally, on half as many tokens again. The same command goes on after a kill. Writes
+Cost: about twenty-five minutes on 2 cores: for each k, autoencoders of the embedded language model trained locally and
+end to end from random weights, on the same tokens, the best of two learning rates each; and the best local one trained
+on, end to end or, as a control, locally, on half as many tokens again. The same command goes on after a kill. Writes
 OUT/e2e_topk.json and OUT/e2e_topk.png.
 """
 
