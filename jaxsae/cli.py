@@ -116,8 +116,9 @@ def main(args: list[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         train = tyro.conf.subcommand("train", default=Train(_defaults(args)))
-        plain = lambda kind: Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())]
-        tyro.cli(Annotated[Train, train] | plain(Eval) | plain(Plan), args=args, prog="jaxsae")()
+        plan = tyro.conf.subcommand("plan", default=Plan(_defaults(args)))
+        kinds = Annotated[Train, train] | Annotated[Eval, tyro.conf.subcommand("eval")] | Annotated[Plan, plan]
+        tyro.cli(kinds, args=args, prog="jaxsae")()
         return processes.end(0)
     except SystemExit as stop:
         processes.end(stop.code if isinstance(stop.code, int) else 1, stop)
@@ -154,7 +155,11 @@ def _defaults(args: list[str]) -> Config:
     saved = from_json(run) if goes_on else config_of_export(given["--start"])
     # Its own tokens, batch and seed; how it was trained does not bind how it is trained further.
     kept = {name: getattr(saved.training, name) for name in ("sparsity", "error_unit")}
-    return Config(model=saved.model, data=saved.data, sae=saved.sae, training=TrainingConfig(**kept))
+    data = saved.data
+    if given.get("--lm") or given.get("--objective", "local") != "local":
+        # A language model is asked for, or needed: it takes the place of saved activations, and reads whole contexts.
+        data = replace(data, activations=None, skip_first=False)
+    return Config(model=saved.model, data=data, sae=saved.sae, training=TrainingConfig(**kept))
 
 
 def _explain(error: BaseException) -> tuple[int, str]:

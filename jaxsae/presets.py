@@ -28,7 +28,7 @@ DOWNSTREAM = {2: 2.5, 6: 2.5, 10: 0.05}
 
 def _braun(objective: str, sparsity: float, n: int, context: int, contexts: int, samples: int, warmup: int, **more):
     """What all their runs share; `samples` are contexts to train on, `warmup` of which the learning rate rises."""
-    sae = SAEConfig(n, 1, "relu", init="orthogonal", normalise="none", decoder="normalised", subtract_b_dec=False)
+    sae = SAEConfig(n, 32, "relu", init="orthogonal", normalise="none", decoder="normalised", subtract_b_dec=False)
     settings = {"lr": 5e-4, "clip": 10.0, "lr_end": 0.1} | more
     training = TrainingConfig(
         objective=objective,

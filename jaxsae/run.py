@@ -25,7 +25,7 @@ from jaxsae.lm.hooks import parse
 from jaxsae.sae import activations
 from jaxsae.sae import files as sae_files
 from jaxsae.sae.struct import SAE
-from jaxsae.setting import Setting, check_start, make_setting
+from jaxsae.setting import Setting, check_start, check_width, make_setting
 from jaxsae.training.checkpoint import Checkpoints
 from jaxsae.training.config import SAEConfig, TrainingConfig, k_aux_of
 from jaxsae.training.logs import METRICS, Logs, check_packages, read_metrics
@@ -50,11 +50,12 @@ def train(config: Config) -> dict:
     folder = Path(config.run)
     folders.check(folder, config)
     processes.on_each(partial(check_packages, config.log))
-    if config.training.start:
-        # What a checkpoint holds does not depend on what it once started from.
-        processes.on_each(lambda: None if any(folder.glob("checkpoints/*")) else check_start(config))
+    # What a checkpoint holds does not depend on what it once started from.
+    starts = lambda: config.training.start and not any(folder.glob("checkpoints/*"))
+    processes.on_each(lambda: check_start(config) if starts() else None)
     setting = processes.on_each(partial(make_setting, config))
     folders.check_data(folder, setting.source.fingerprint)
+    processes.on_each(lambda: check_width(config, setting.source.width) if starts() else None)
     training, size = config.training, config.training.batch_size
     batches, objective = _batches(config, setting), setting.objective
     folders.write_facts(folder, config, setting.mesh, setting.source.fingerprint)
@@ -75,7 +76,7 @@ def train(config: Config) -> dict:
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", config.log.keep_checkpoints))
         state = checkpoints.restore(abstract_state(setting.source.width, setting.mesh, config.sae, training))
         if state is None:
-            params = _start(training.start, setting) if training.start else None
+            params = sae_files.load(training.start, setting.mesh) if training.start else None
             state = first_state(batches, setting.mesh, config.sae, training, params)
         start = int(state.step)
         numbers = itertools.count(start + 1)
@@ -88,14 +89,6 @@ def train(config: Config) -> dict:
         rows = read_metrics(folder / METRICS) or [{}]
         rate = folders.read(folder / SUMMARY).get("tokens_per_second", rows[-1].get("tokens_per_second"))
     return _finish(folder, config, setting, state, rate)
-
-
-def _start(path: str, setting: Setting) -> SAE:
-    """The weights to start from. Raises BadInput where they are for activations of another width."""
-    sae = sae_files.load(path, setting.mesh)
-    if sae.d != setting.source.width:
-        raise BadInput(f"--start {path} is for activations of width {sae.d}, and here they have {setting.source.width}")
-    return sae
 
 
 def _batches(config: Config, setting: Setting) -> Batches | Sequences:

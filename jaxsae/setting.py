@@ -84,6 +84,13 @@ def check_start(config: Config):
         raise BadInput(f"--start {path} has {'; '.join(differ)}: give its --sae flags, or another one")
 
 
+def check_width(config: Config, width: int):
+    """Raises BadInput where the autoencoder to start from is for activations of another width."""
+    path, (_, d) = config.training.start, sae_files.shape(config.training.start)
+    if d != width:
+        raise BadInput(f"--start {path} is for activations of width {d}, and here they have {width}")
+
+
 def _check_size(config: Config, source):
     available = len(source) * source.rows
     if available < config.training.batch_size:

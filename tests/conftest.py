@@ -21,8 +21,8 @@ for name, value in (("jax_compilation_cache_dir", COMPILED), ("jax_persistent_ca
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
 
-# Tests compile much and compute little, so code is not optimised for speed. Where the cores are busy, a simulated device
-# may wait long for the others; by default XLA aborts after 40 seconds.
+# Tests compile much and compute little, so code is not optimised for speed. Where the cores are busy, a simulated
+# device may wait long for the others; by default XLA aborts after 40 seconds.
 FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=300"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 

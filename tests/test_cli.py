@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import jaxsae
-from jaxsae.cli import _defaults, main
+from jaxsae.cli import Plan, _defaults, main
 from jaxsae.mesh import make_mesh
 from jaxsae.presets import PRESETS
 from jaxsae.sae import files
@@ -211,6 +211,10 @@ def test_activations_from_files(shards, tmp_path, capsys):
     assert summary["nmse"] < 0.5
     assert summary["ce_recovered"] is None
     assert jaxsae.describe(tmp_path / "run")["hook"] is None
+    further = ["train", "--start", str(tmp_path / "run")]
+    assert _defaults(further).data.activations == str(shards)
+    assert _defaults([*further, "--objective", "e2e", "--lm", "embedded"]).data.activations is None
+    assert Plan(_defaults(["plan", *further[1:]])).config.sae.n == 64
     capsys.readouterr()
     np.save(shards / "c.npy", np.full((64, 24), np.nan, np.float32))
     refused(capsys, ["train", *flags, str(tmp_path / "nan")], "c.npy", "nan", "row 0")
@@ -256,7 +260,8 @@ def test_divergence_fails_and_keeps_what_was_saved(flags, tmp_path, capsys):
 def refused(capsys, args, *said):
     """The command ends with status 2 and one line that says all of `said`."""
     assert main(args) == 2
-    error = capsys.readouterr().err.strip().split("\n")[-1]
+    # A progress bar may have stood in its line.
+    error = capsys.readouterr().err.strip().replace("\r", "\n").split("\n")[-1]
     assert error.startswith("jaxsae: ") and all(s in error for s in said), error
 
 
@@ -283,6 +288,9 @@ def refused(capsys, args, *said):
         ("--objective e2e --mesh 8 1 --batch-size 128", ("4 contexts", "8 devices")),
         ("--objective e2e --skip-first", ("--skip-first", "local")),
         ("--start nowhere", ("nowhere", "no autoencoder")),
+        ("--resample-every 1000", ("--resample-every", "1000", "--dead-after")),
+        ("--sae.activation relu --sae.p 0.5", ("--sae.p", "0.5", "--sae.penalty lp")),
+        ("--sae.activation jumprelu --sae.target-l0 8 --sae.penalty tanh", ("--sae.target-l0", "tanh")),
         ("--preset nothing", ("nothing", "braun-gpt2-small-l6-e2e")),
     ],
 )
@@ -342,6 +350,9 @@ def test_a_start_must_be_of_the_same_kind(flags, finished, tmp_path, capsys):
         capsys, ["train", "--run", str(tmp_path / "a"), *flags, "--start", str(finished), "--sae.k", "5"], "k 4, not 5"
     )
     refused(capsys, ["train", "--run", str(tmp_path / "b"), *flags, "--start", str(finished), "--sae.n", "32"], "n 64")
+    wide = ["--start", str(finished), "--hook", "blocks.0.mlp.hook_post"]
+    refused(capsys, ["train", "--run", str(tmp_path / "c"), *flags, *wide], "width 32", "128")
+    assert not any(tmp_path.iterdir()), "nothing is written for a run that cannot start"
 
 
 def test_a_preset_gives_the_flags_their_defaults(capsys):

@@ -45,7 +45,10 @@ def directions(key, n: int, d: int, dtype=jnp.float32, sharding=None):
 
 
 def orthogonal(key, n: int, d: int, dtype=jnp.float32, sharding=None):
-    """A uniformly random [n, d] whose columns are orthonormal: its rows are a tight frame (n >= d)."""
+    """A uniformly random [n, d] whose columns are orthonormal, and its rows so a tight frame; its rows, where n < d."""
+    if n < d:
+        W = orthogonal(key, d, n, dtype).T
+        return W if sharding is None else jax.reshard(W, sharding)
     A = jax.random.normal(key, (n, d), dtype, out_sharding=sharding)
     eigenvalues, V = jnp.linalg.eigh(
         jnp.matmul(A.T, A, precision="highest", out_sharding=None if sharding is None else P())

@@ -20,9 +20,7 @@ class SAEConfig:
     """Number of latents."""
     k: int = 32
     """Latents kept per token."""
-    activation: Literal["topk", "multi_topk", "batch_topk", "jumprelu", "gated", "prolu_relu", "prolu_ste", "relu"] = (
-        "topk"
-    )
+    activation: Literal[tuple(activations.REGISTRY)] = "topk"
     """Activation function."""
     prefixes: tuple[int, ...] = ()
     """Matryoshka: numbers of first latents that must reconstruct by themselves too."""
@@ -61,6 +59,10 @@ class SAEConfig:
             raise BadInput(f"--sae.penalty is {self.penalty}: {self.activation} allows {', '.join(allowed) or 'none'}")
         if self.target_l0 is not None and self.activation != "jumprelu":
             raise BadInput(f"--sae.target-l0 is given: {self.activation} has no L0 that could be steered, jumprelu has")
+        if self.target_l0 is not None and self.penalty not in ("", "l0"):
+            raise BadInput(f"--sae.target-l0 is given: it steers --sae.penalty l0, not {self.penalty}")
+        if self.p != 1 and self.penalty != "lp":
+            raise BadInput(f"--sae.p is {self.p}: it is of --sae.penalty lp, give that too or leave it out")
         if not 0 < self.p <= 1 or not 0 < self.bandwidth < math.inf:
             raise BadInput(f"--sae.p is {self.p}, --sae.bandwidth {self.bandwidth}: give 0 < p <= 1, bandwidth > 0")
         if self.target_l0 is not None and not 0 < self.target_l0 <= self.n:
@@ -189,6 +191,14 @@ class TrainingConfig:
         for name in ("k_aux", "dead_after", "resample_every", "resamples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: give at least 1")
+        if self.resample_every is not None:
+            last = max(self.resample_steps(), default=0) * self.batch_size
+            if last < self.dead_window():
+                raise BadInput(
+                    f"--resample-every is {self.resample_every}: the last one of this run, behind {last} tokens, "
+                    f"finds no dead latents, which take {self.dead_window()} idle tokens: give more --resamples, or "
+                    f"--dead-after below {self.resample_every}"
+                )
         if not 0 <= self.seed < 2**32:
             raise BadInput(f"--seed is {self.seed}: allowed is 0 to 2^32 - 1")
 
@@ -239,8 +249,9 @@ def k_aux_of(sae: SAEConfig, training: TrainingConfig, d: int) -> int:
 
 def check_pieces(sae: SAEConfig, training: TrainingConfig):
     """Raises BadInput where the loss of a batch is not the sum of its pieces' losses."""
-    if training.micro_batches > 1 and (sae.activation == "batch_topk" or sae.target_l0 is not None):
-        what = "batch_topk chooses latents" if sae.activation == "batch_topk" else "--sae.target-l0 holds the mean L0"
+    whole_batch = activations.get(sae.activation).whole_batch
+    if training.micro_batches > 1 and (whole_batch or sae.target_l0 is not None):
+        what = f"{sae.activation} chooses latents" if whole_batch else "--sae.target-l0 holds the mean L0"
         raise BadInput(
             f"--micro-batches is {training.micro_batches}, but {what} over the whole batch: give --micro-batches 1"
         )

@@ -53,6 +53,7 @@ def make_gradient(sae: SAEConfig, training: TrainingConfig, k_aux: int, objectiv
         `whole`: the objective's parts of the whole batch, where it looks at them and this is not all of it.
         """
         x, y = task.x, task.y
+        factor = x.shape[1] if training.form == "paper" else 1
         out = autoencode(params, x, chosen, how, sae.terms(), dead, k_aux)
         parts = parts_of(out, task, lm, weigh, units)
         whole = lax.stop_gradient(parts) if whole is None else whole
@@ -60,7 +61,7 @@ def make_gradient(sae: SAEConfig, training: TrainingConfig, k_aux: int, objectiv
         total = sum(weight * objective.loss(*view) for weight, *view in zip(out.weights, parts, whole))
         if out.frozen is not None:
             # Always held against the input, whatever the objective.
-            total += squared_error(out.frozen, x, weigh.mse_scale)
+            total += factor * squared_error(out.frozen, x, weigh.mse_scale)
         if out.penalty is not None:
             mean = out.penalty.mean()
             # The mean over d, as errors are.

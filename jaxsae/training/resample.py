@@ -15,6 +15,8 @@ import optax
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from jaxsae.sae import activations
+from jaxsae.sae.activations.interface import PLAIN
 from jaxsae.sae.layout import EVERYWHERE, LATENTS
 from jaxsae.sae.normalise import normalise
 from jaxsae.sae.select import EXACT, Selection
@@ -64,7 +66,7 @@ def make_resample(sae: SAEConfig, training: TrainingConfig, objective: Objective
 
 def candidates(sae: SAE, x, how: Selection = EXACT):
     """Log of the probability, up to a constant, that a token is drawn [B@data], and unit vectors [B@data, d]."""
-    xhat = autoencode(sae, x, choose(sae, x, how, training=True), how).xhat
+    xhat = autoencode(sae, x, choose(sae, x, how, training=True), how, PLAIN).xhat
     loss = ((x - xhat) ** 2).sum(1)
     directions = unit_rows(x - sae.b_dec if sae.spec.subtract_b_dec else x)
     # A token without a direction is of no use.
@@ -91,6 +93,11 @@ def revive(state: TrainState, dead, fresh, rows, ema_decay) -> TrainState:
         "b_enc": jnp.zeros_like(sae.b_enc),
         "W_dec": length * rows,
     }
+    act = activations.get(sae.spec.activation)
+    # A latent that died of its threshold would stay dead. What training estimates is not of one latent alone.
+    if act.observe is None:
+        extra = act.init(jax.random.fold_in(state.key, state.step), sae.n, sae.b_enc.dtype)
+        new["extra"] = jax.tree.map(lambda a: jax.reshard(a, LATENTS), extra)
 
     def forget(part):
         if not isinstance(part, optax.ScaleByAdamState):
@@ -115,15 +122,15 @@ def _typical(W, living):
 
 def _put(sae: SAE, fresh, new: dict) -> SAE:
     """The fresh rows of `sae` from `new`."""
-    chosen = lambda a: fresh.reshape(-1, *(1,) * (a.ndim - 1))
-    return sae.replace(**{name: jnp.where(chosen(a), a, getattr(sae, name)) for name, a in new.items()})
+    put = lambda a, old: jnp.where(fresh.reshape(-1, *(1,) * (a.ndim - 1)), a, old)
+    return sae.replace(**{name: jax.tree.map(put, a, getattr(sae, name)) for name, a in new.items()})
 
 
 def _zero(moments: SAE, fresh) -> SAE:
-    rows = {name: jnp.zeros_like(getattr(moments, name)) for name in ("W_enc", "b_enc", "W_dec")}
-    return _put(moments, fresh, rows).replace(extra={k: jnp.where(fresh, 0, a) for k, a in moments.extra.items()})
+    rows = {name: getattr(moments, name) for name in ("W_enc", "b_enc", "W_dec", "extra")}
+    return _put(moments, fresh, jax.tree.map(jnp.zeros_like, rows))
 
 
 def _uncorrected(new: dict, step, decay) -> dict:
     """What the average must hold so that, corrected for its start from zeros, it is `new`."""
-    return {name: a * (1 - decay**step) for name, a in new.items()}
+    return jax.tree.map(lambda a: a * (1 - decay**step), new)

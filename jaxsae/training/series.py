@@ -36,10 +36,11 @@ class Site:
 
 
 def make_loss(sites: Sequence[Site], training: TrainingConfig, config: GPT2Config) -> Callable:
-    """loss(saes, tokens [b@data, T], sparsity, lm) -> (loss, (metrics, firing counts and least value of each)).
+    """loss(saes, tokens [b@data, T], sparsity, lm, trained) -> (loss, (metrics, firing counts and least of each)).
 
     The sum of the KL divergence, of every autoencoder's penalty and reconstruction error (of its own input, as it is),
-    and of the errors at later places. Raises BadInput where that is not defined.
+    and of the errors at later places. `trained` says which of them learn, all unless given: others choose their latents
+    as they do outside training. Raises BadInput where that is not defined.
     """
     hooks = [_residual(site.hook, config) for site in sites]
     if training.objective not in ("e2e", "e2e_downstream"):
@@ -64,20 +65,20 @@ def make_loss(sites: Sequence[Site], training: TrainingConfig, config: GPT2Confi
     places = sorted((parse(name, config.n_layer) for name in weights), key=halves_before)
     factor = config.n_embd if training.form == "paper" else 1
 
-    def loss(saes: Sequence[SAE], tokens, sparsity, lm: LM):
+    def loss(saes: Sequence[SAE], tokens, sparsity, lm: LM, trained: Sequence[bool] | None = None):
         T = tokens.shape[1]
         original = on_contexts(lambda lm, t: _originals(lm, t, hooks[0], places), lm, tokens)
         original = lax.stop_gradient(original)
         stream, at = original[str(hooks[0])], hooks[0]
         total, metrics, seen = 0.0, {}, []
-        for site, hook, sae in zip(sites, hooks, saes):
+        for site, hook, sae, learns in zip(sites, hooks, saes, trained or [True] * len(sites)):
             between = [p for p in places if halves_before(at) < halves_before(p) <= halves_before(hook)]
             stream, errors = _segment(lm, stream, original, at, hook, between)
             x, mean, scale = normalise(flat(stream), site.sae.normalise)
             how = site.sae.selection()
-            out = autoencode(sae, x, choose(sae, x, how, training=True), how, site.sae.terms())
+            out = autoencode(sae, x, choose(sae, x, how, training=learns), how, site.sae.terms())
             if out.frozen is not None:
-                total += jnp.mean((out.frozen - x) ** 2)
+                total += factor * jnp.mean((out.frozen - x) ** 2)
             reconstruction = jnp.mean((out.xhat - x) ** 2)
             metrics |= errors | {f"reconstruction/{site.hook}": reconstruction, f"l0/{site.hook}": out.l0.mean()}
             total += factor * training.reconstruction_coef * reconstruction
@@ -113,7 +114,7 @@ def make_series_step(sites: Sequence[Site], training: TrainingConfig, config: GP
         frozen = [None if trained else state for state, trained in zip(states, is_trained)]
         params = [state.params if trained else None for state, trained in zip(states, is_trained)]
         merge = lambda params: [p if trained else f for p, f, trained in zip(params, frozen, is_trained)]
-        objective = lambda params: loss(merge(params), tokens, hyper.sparsity, lm)
+        objective = lambda params: loss(merge(params), tokens, hyper.sparsity, lm, is_trained)
         grads, (metrics, seen) = jax.grad(objective, has_aux=True)(params)
         size = jnp.sqrt(sum(norm(g) ** 2 for g in grads if g is not None))
         grads = clip(grads, size, training.clip)

@@ -94,13 +94,14 @@ def make_step(sae: SAEConfig, training: TrainingConfig, optimizer, k_aux: int, o
 
 def make_update(sae: SAEConfig, training: TrainingConfig, optimizer):
     """update(state, gradient, firing counts [n@latent], least, tokens, hyper) -> state: what follows the gradient."""
-    observe, factor = activations.get(sae.activation).observe, lr_factor(training)
+    activation, factor = activations.get(sae.activation), lr_factor(training)
 
     def update(state: TrainState, grads: SAE, fired, least, tokens: int, hyper: Hyper) -> TrainState:
         updates, opt = optimizer.update(grads, state.opt, state.params, lr=hyper.lr * factor(state.step))
-        params = optax.apply_updates(state.params, updates)
-        if observe is not None:
-            params = params.replace(extra=observe(params.extra, least, state.step))
+        faster = {name: activation.rates.get(name, 1) * u for name, u in updates.extra.items()}
+        params = optax.apply_updates(state.params, updates.replace(extra=faster))
+        if activation.observe is not None:
+            params = params.replace(extra=activation.observe(params.extra, least, state.step))
         return replace(
             state,
             params=params,

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 import jaxsae
 from jaxsae.errors import BadInput
@@ -16,10 +17,15 @@ from jaxsae.sae.activations.penalties import PENALTIES, active
 from jaxsae.sae.activations.prolu import prolu_relu, prolu_ste
 from jaxsae.sae.files import save
 from jaxsae.sae.init import like_torch, orthogonal
+from jaxsae.sae.layout import TOKENS
+from jaxsae.sae.normalise import normalise
 from jaxsae.sae.sharded import autoencode, choose
 from jaxsae.sae.struct import SAE, Spec
 from jaxsae.training.config import SAEConfig, TrainingConfig
 from jaxsae.training.gradient import Coefficients, make_gradient
+from jaxsae.training.optimizer import make_optimizer
+from jaxsae.training.start import first_state
+from jaxsae.training.step import hyper, make_step
 from sae import dense
 
 K = 5
@@ -248,18 +254,58 @@ def test_what_only_a_whole_batch_knows_is_not_computed_in_pieces():
             make_gradient(c, TrainingConfig(micro_batches=2), 8)
 
 
-def test_the_threshold_of_batch_topk_is_the_mean_of_what_it_saw():
-    extra, seen = {"threshold": jnp.zeros(3)}, [2.0, 4.0, 9.0]
-    for step, value in enumerate(seen):
-        extra = batch_topk.ACTIVATION.observe(extra, jnp.asarray(value), jnp.asarray(step))
-    np.testing.assert_allclose(extra["threshold"], 5.0, rtol=1e-6)
+def test_the_threshold_of_batch_topk_is_the_mean_of_what_it_saw_of_late():
+    observe = jax.jit(batch_topk.ACTIVATION.observe)
+
+    def after(values, extra=None, start=0):
+        extra = {"threshold": jnp.full(3, 7.0)} if extra is None else extra
+        for step, value in enumerate(values, start):
+            extra = observe(extra, jnp.asarray(value), jnp.asarray(step))
+        return extra
+
+    first = after([2.0])
+    np.testing.assert_allclose(first["threshold"], 2.0, rtol=1e-6, err_msg="not mixed with what it began with")
+    np.testing.assert_allclose(after([5.0] * 40)["threshold"], 5.0, rtol=1e-6)
     # Nothing was active.
-    extra = batch_topk.ACTIVATION.observe(extra, jnp.asarray(jnp.inf), jnp.asarray(3))
-    np.testing.assert_allclose(extra["threshold"], 5.0, rtol=1e-6)
+    np.testing.assert_allclose(after([np.inf], first, 1)["threshold"], 2.0, rtol=1e-6)
+    # What an untrained autoencoder kept is forgotten: of the first fifth of a run (1/5)^10 is left.
+    np.testing.assert_allclose(after([9.0] * 80 + [3.0] * 320)["threshold"], 3.0, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["batch_topk", "jumprelu"])
+def test_a_short_run_ends_at_the_l0_that_was_asked_for(family):
+    """As it is saved, on other tokens: BatchTopK by its threshold, JumpReLU by its controller."""
+    d, n, k, steps = 24, 96, 6, 300
+    c = SAEConfig(n, k, family, target_l0=float(k) if family == "jumprelu" else None)
+    training = TrainingConfig(tokens=512 * steps, batch_size=512, lr=3e-3)
+    directions = np.random.default_rng(0).normal(size=(48, d))
+
+    def activations(seed):
+        draw = np.random.default_rng(seed)
+        size = (512, 48)
+        return jnp.asarray((draw.exponential(size=size) * (draw.random(size) < 0.1)) @ directions + 1, jnp.float32)
+
+    class Sample:
+        sample = staticmethod(lambda rows: activations(0))
+
+    mesh = make_mesh(1, 1)
+    state = first_state(Sample, mesh, c, training)
+    step = jax.jit(make_step(c, training, make_optimizer("unit_norm"), 8))
+    with jax.set_mesh(mesh):
+        for i in range(steps):
+            state, metrics = step(
+                state, jax.device_put(activations(i), NamedSharding(mesh, TOKENS)), hyper(c, training)
+            )
+        x = normalise(jax.device_put(activations(10**6), NamedSharding(mesh, TOKENS)), "unit_norm")[0]
+        found = autoencode(state.params, x, choose(state.params, x)).l0.mean()
+    assert float(metrics["l0"]) == pytest.approx(k, rel=0.1)
+    assert float(found) == pytest.approx(k, rel=0.1)
 
 
 def test_the_decoder_of_the_end_to_end_paper_is_a_tight_frame():
     W = orthogonal(jax.random.key(0), 96, 12)
     np.testing.assert_allclose(W.T @ W, np.eye(12), atol=1e-5)
+    W = orthogonal(jax.random.key(0), 5, 12)
+    np.testing.assert_allclose(W @ W.T, np.eye(5), atol=1e-5)
     sae = like_torch(jax.random.key(0), config("relu", decoder="normalised").spec(), 96, 12)
     assert float(jnp.abs(sae.W_enc).max()) <= 12**-0.5 and float(jnp.abs(sae.b_dec).max()) <= 96**-0.5

@@ -1,8 +1,8 @@
 """BatchTopK: keep the B k largest positive pre-activations of a whole batch of B tokens (Bussmann et al. 2024).
 
 The batch is that of all devices. A token has at most MOST k latents. Outside training a latent is kept where it
-exceeds a threshold, the same for all latents, that training estimates: the mean over steps (the last thousand or so)
-of the least value kept.
+exceeds a threshold, the same for all latents, that training estimates: the mean of the least value kept, over the last
+tenth of the steps or so, at most a thousand of them. (Over all steps it would be biased: it changes as weights do.)
 """
 
 import jax
@@ -12,8 +12,8 @@ from jaxsae.sae.activations.interface import Activation, Support
 from jaxsae.sae.threshold import reached_by
 
 MOST = 16
-# Steps over which the threshold is averaged.
-SPAN = 1000
+# Most steps that the threshold is averaged over, and the share of those made, as one over it.
+SPAN, SHARE = 1000, 10
 
 
 def _support(top, extra, spec, layout, training):
@@ -31,8 +31,8 @@ def _support(top, extra, spec, layout, training):
 
 
 def _observe(extra, seen, step):
-    # A plain mean of what was seen at first, so that it does not start from any number of its own.
-    weight = jnp.maximum(1 / (step + 1), 1 / SPAN).astype(seen.dtype)
+    # The first one seen counts whole, so that the mean does not start from any number of its own.
+    weight = jnp.maximum(SHARE / (step + SHARE), 1 / SPAN).astype(seen.dtype)
     old = extra["threshold"]
     return {"threshold": old + jnp.where(jnp.isfinite(seen), weight * (seen - old), 0)}
 
@@ -42,4 +42,5 @@ ACTIVATION = Activation(
     init=lambda key, n, dtype: {"threshold": jnp.zeros(n, dtype)},
     support=_support,
     observe=_observe,
+    whole_batch=True,
 )

@@ -5,8 +5,8 @@ works on its slots [B, c]; a dense one has a slot for every latent, c = n. Extra
 norms come as one number for each slot, or for each latent [n] where c = n.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -68,6 +68,8 @@ class Activation:
     penalties                           names of the sparsity terms (penalties.py) that it may have, the default first
     observe(extra, seen, step)          the extra arrays after a step that saw `seen`, the least value above 0 of the
                                         batch; None: they do not change but by their gradient
+    whole_batch                         whether the support of a token depends on the others of its batch
+    rates                               {name: factor} on the learning rate of extra arrays
     """
 
     value: Callable
@@ -78,3 +80,5 @@ class Activation:
     frozen: Callable | None = None
     penalties: tuple[str, ...] = ()
     observe: Callable | None = None
+    whole_batch: bool = False
+    rates: Mapping[str, float] = field(default_factory=dict)

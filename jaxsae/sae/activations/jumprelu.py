@@ -11,6 +11,9 @@ from jaxsae.sae.activations.interface import Activation
 from jaxsae.sae.activations.penalties import threshold, window
 
 INITIAL = 0.001
+# Adam moves the logarithm of a threshold by the learning rate at most, while L0 changes with a threshold's magnitudes:
+# without this factor a run would be over before they have risen.
+RATE = 30.0
 
 
 @jax.custom_vjp
@@ -28,4 +31,5 @@ ACTIVATION = Activation(
     value=lambda slots, terms: jump(slots.p, threshold(slots), terms.bandwidth),
     init=lambda key, n, dtype: {"log_threshold": jnp.full(n, jnp.log(INITIAL), dtype)},
     penalties=("l0", "tanh", "l1"),
+    rates={"log_threshold": RATE},
 )

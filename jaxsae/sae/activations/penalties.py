@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Penalty:
 
 
 def _power(v, slots, terms):
+    v = v * slots.norms
     # Where v is 0 the slope of v^p is infinite for p < 1: such latents get none, as in PyTorch's norm.
     return jnp.where(v > 0, jnp.where(v > 0, v, 1) ** terms.p, 0)
 
@@ -28,14 +30,15 @@ def _root(total, terms):
 PENALTIES = {
     # |v|, weighted by the norm of the decoder's row where that is free (Conerly et al. 2024).
     "l1": Penalty(lambda v, slots, terms: v * slots.norms),
-    # The p-norm, its root not removed (Braun et al. 2024, as in their code).
+    # The p-norm, its root not removed (Braun et al. 2024, as in their code), weighted likewise.
     "lp": Penalty(_power, _root),
     # Bounded by 1 for each latent.
     "tanh": Penalty(lambda v, slots, terms: jnp.tanh(terms.tanh_scale * v * slots.norms)),
     # The number of latents, through jumprelu.py's straight-through gradient.
     "l0": Penalty(lambda v, slots, terms: active(slots.p, threshold(slots), terms.bandwidth)),
-    # The gate's pre-activations (Rajamanoharan et al. 2024, Gated).
-    "gate": Penalty(lambda v, slots, terms: jax.nn.relu(slots.p) * slots.norms),
+    # The gate's pre-activations (Rajamanoharan et al. 2024, Gated). The decoder is frozen as it is in their auxiliary
+    # reconstruction, or its rows would shrink with nothing to hold them.
+    "gate": Penalty(lambda v, slots, terms: jax.nn.relu(slots.p) * lax.stop_gradient(slots.norms)),
 }
 
 
