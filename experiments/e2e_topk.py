@@ -7,7 +7,8 @@ Found here (embedded language model): it depends on the start. From random weigh
 better than as many locally at k 4 (CE +0.48 instead of +0.64) and 8 (+0.33, +0.36), and worse at 16 (+0.25, +0.21) and
 32 (+0.18, +0.13): training end to end is the slower one, and the more so the more latents share in a token. From the
 local autoencoder, half as many tokens again end to end are better at every k than as many locally: +0.42 instead of
-+0.58, +0.24 (+0.33), +0.15 (+0.20), +0.10 (+0.12). Nowhere is it less than half. The larger learning rate was the
++0.58, +0.24 (+0.33), +0.15 (+0.20), +0.10 (+0.12). Nowhere is it less than half. (AuxK is on in the
+first local training, off behind it.) The larger learning rate was the
 better one each time.
 
     python experiments/e2e_topk.py
