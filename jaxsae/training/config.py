@@ -217,7 +217,8 @@ class TrainingConfig:
         return 1 / 32 if self.objective == "local" and not activations.get(activation).penalties else 0.0
 
     def sparsity_weight(self, sae: SAEConfig) -> float:
-        """What leaves some tens of latents active where errors are in units of the variance and inputs have norm 1."""
+        """A first guess, to be swept: where errors are in units of the variance and inputs have norm 1, it leaves tens
+        to hundreds of latents active after a million tokens."""
         penalty = sae.penalty or next(iter(activations.get(sae.activation).penalties), "")
         return self.sparsity if self.sparsity is not None else 1.0 if penalty in ("l0", "tanh") else 10.0
 
