@@ -275,6 +275,21 @@ def test_the_forms_of_code_and_paper(x64, random_lm):
     assert value == {"code": 2.0, "paper": 6.0}
 
 
+def test_the_form_of_the_paper_sums_the_gate_s_error_too(x64):
+    c = SAEConfig(32, 4, "gated", normalise="none")
+    sae = dense.random_sae(jax.random.key(0), 32, 6, c.spec(), jnp.float64)
+    sae = sae.replace(extra={"r_mag": jnp.zeros(32), "b_mag": jnp.zeros(32)})
+    mesh, x = make_mesh(1, 1), jax.random.normal(jax.random.key(1), (16, 6), jnp.float64)
+    sae, x, dead = dense.placed(mesh, sae, x, jnp.zeros(32, bool))
+    total = {}
+    for form in ("code", "paper"):
+        training = TrainingConfig(form=form, batch_size=16)
+        gradient = make_gradient(c, training, 4, make_objective(c, training))
+        with jax.set_mesh(mesh):
+            total[form] = jax.jit(lambda p: gradient(p, (x, x), dead, Coefficients(1.0, 0.0, 0.0))[1]["loss"])(sae)
+    np.testing.assert_allclose(total["paper"], 6 * total["code"], rtol=1e-12)
+
+
 def test_golden_numbers_of_the_divergence(x64):
     b, t, v = np.ogrid[:2, :3, :5]
     original, new = np.sin(b + 2 * t + 3 * v), 1.5 * np.cos(2 * b + t + 0.5 * v)

@@ -75,6 +75,20 @@ def test_one_alone_is_the_single_case(x64, shared):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10 * np.abs(b).max()), grads, single)
 
 
+def test_what_is_frozen_chooses_as_outside_training(x64, shared):
+    g, lm, (sae, _), _ = two(shared)
+    c = config(activation="batch_topk", k=4)
+    # Nothing passes this threshold, whatever the batch.
+    sae, site = SAE(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, c.spec(), {"threshold": jnp.full(sae.n, 1e6)}), NAMES[0]
+    loss, mesh = make_loss([Site(site, c)], TRAINING, lm.config), make_mesh(1, 1)
+    with jax.set_mesh(mesh):
+        sae, lm = jax.device_put(sae, shardings(mesh, partition_specs(sae))), replicate(lm, mesh)
+        tokens = jax.device_put(g["tokens"].astype(int), shardings(mesh, TOKENS))
+        run = jax.jit(lambda sae, tokens, lm, trained: loss([sae], tokens, 0.0, lm, trained)[1][0], static_argnums=3)
+        assert run(sae, tokens, lm, (False,))[f"l0/{site}"] == 0
+        np.testing.assert_allclose(run(sae, tokens, lm, (True,))[f"l0/{site}"], 4)
+
+
 def test_the_trained_move_and_the_frozen_stay(x64, shared):
     g, lm, saes, sites = two(shared)
     with jax.set_mesh(make_mesh(1, 1)):
