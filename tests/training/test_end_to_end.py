@@ -286,7 +286,7 @@ def test_the_form_of_the_paper_sums_the_gate_s_error_too(x64):
         training = TrainingConfig(form=form, batch_size=16)
         gradient = make_gradient(c, training, 4, make_objective(c, training))
         with jax.set_mesh(mesh):
-            total[form] = jax.jit(lambda p: gradient(p, (x, x), dead, Coefficients(1.0, 0.0, 0.0))[1]["loss"])(sae)
+            total[form] = jax.jit(gradient)(sae, (x, x), dead, Coefficients(1.0, 0.0, 0.0))[1]["loss"]
     np.testing.assert_allclose(total["paper"], 6 * total["code"], rtol=1e-12)
 
 
