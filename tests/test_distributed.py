@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -103,9 +104,10 @@ def finished(flags, tmp_path_factory):
 def test_a_run_of_two_processes(finished):
     run, (_, out, error) = finished
     assert run.name.endswith("-topk-n64-k4") and f"saved in runs/{run.name}" in out[0] and "nmse" in out[0]
-    # Gloo itself prints, in all of them.
-    spoken = [line for line in out[1].splitlines() if "[Gloo]" not in line and not line.startswith("Rank")]
-    assert spoken == [] and "training" in error[0] and "training" not in error[1], "process 0 speaks for all"
+    # Gloo itself prints, in all of them, from threads that break into each other's lines: so words, not lines.
+    gloo = set("gloo rank is connected to peer ranks expected number of".split())
+    assert set(re.findall("[a-z]+", out[1].lower())) <= gloo, "process 0 speaks for all"
+    assert "training" in error[0] and "training" not in error[1], "process 0 speaks for all"
     names = {p.name for p in run.iterdir()}
     files = "config.json manifest.json metrics.jsonl summary.json training.png checkpoints sae"
     assert names == set(files.split())
