@@ -61,7 +61,7 @@ def start(*command, explicit=True, second=(), cwd=None, **env):
     ]
 
 
-def finish(both, seconds=100):
+def finish(both, seconds=300):
     """(their statuses, stdouts, stderrs)."""
     try:
         said = [p.communicate(timeout=seconds) for p in both]

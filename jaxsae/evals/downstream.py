@@ -1,7 +1,7 @@
 """What the language model loses when an autoencoder's reconstruction takes the activation's place (sec. 3.4).
 
 b contexts, T positions. The substitution is at every position. CE in nats of the next token, so T - 1 positions have
-one; KL(original || substituted) at all T.
+one; what compares two distributions, as KL(original || substituted), at all T.
 """
 
 import jax
@@ -11,7 +11,7 @@ from jaxsae.lm.divergence import kl
 from jaxsae.lm.hooks import parse
 from jaxsae.lm.model import LM, run, suffix
 
-NAMES = ("ce_original", "ce_substituted", "delta_ce", "kl", "ce_recovered")
+NAMES = ("ce_original", "ce_substituted", "delta_ce", "kl", "ce_recovered", "total_variation", "top1_consistency")
 
 
 def logits_with(lm: LM, tokens, hook: str, activation):
@@ -28,6 +28,20 @@ def cross_entropy(logits, tokens):
     return jnp.pad(ce, ((0, 0), (0, 1)))
 
 
+def total_variation(original, substituted):
+    """Half the sum of |p - q| over the vocabulary, of logits [..., V] each: [...]."""
+    return jnp.abs(jax.nn.softmax(original) - jax.nn.softmax(substituted)).sum(-1) / 2
+
+
+def top1_consistency(original, substituted):
+    """Whether both, logits [..., V], have the same most probable token: [...], 0 or 1."""
+    return (original.argmax(-1) == substituted.argmax(-1)).astype(original.dtype)
+
+
+# Metrics of two predictions at a position.
+COMPARISONS = {"kl": kl, "total_variation": total_variation, "top1_consistency": top1_consistency}
+
+
 def losses(lm: LM, tokens, hook: str, x, substitutes: dict):
     """Per-token losses [b, T] of the original pass, of zero-ablation, and of each substitute [b, T, d] for x."""
     original = logits_with(lm, tokens, hook, x)
@@ -38,7 +52,7 @@ def losses(lm: LM, tokens, hook: str, x, substitutes: dict):
     for name, xhat in substitutes.items():
         logits = logits_with(lm, tokens, hook, xhat)
         out[f"{name}ce_substituted"] = cross_entropy(logits, tokens)
-        out[f"{name}kl"] = kl(original, logits)
+        out |= {f"{name}{other}": compare(original, logits) for other, compare in COMPARISONS.items()}
     return out
 
 
@@ -52,6 +66,6 @@ def metrics(sums: dict, predicted: float, tokens: float, prefix: str = "") -> di
         "ce_original": float(original),
         "ce_substituted": float(substituted),
         "delta_ce": float(substituted - original),
-        "kl": float(sums[f"{prefix}kl"] / tokens),
         "ce_recovered": float((zero - substituted) / (zero - original)),
+        **{name: float(sums[f"{prefix}{name}"] / tokens) for name in COMPARISONS},
     }

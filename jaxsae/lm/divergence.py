@@ -12,6 +12,9 @@ from jax import lax
 
 from jaxsae.lm.model import LM, unembed
 
+# Logits that stay in a CPU's caches.
+CACHED = 400_000
+
 
 def kl(original, substituted):
     """Of logits [..., V] each: [...]."""
@@ -33,13 +36,18 @@ def kl_of_streams(lm: LM, original, substituted, chunk: int, reverse: bool = Fal
 def _forward(lm: LM, original, substituted, chunk: int, reverse: bool):
     """The values, and as residual their gradients [N, d]: so the backward pass needs no logits a second time."""
 
-    def some(p, q):
-        q, back = jax.vjp(lambda q: unembed(lm, q), q)
-        p, q = jax.nn.log_softmax(unembed(lm, p)), jax.nn.log_softmax(q)
+    def slope(p, q):
+        p, q = jax.nn.log_softmax(p), jax.nn.log_softmax(q)
         if reverse:
             value = (jnp.exp(q) * (q - p)).sum(-1)
-            return value, *back(jnp.exp(q) * (q - p - value[:, None]))
-        return (jnp.exp(p) * (p - q)).sum(-1), *back(jnp.exp(q) - jnp.exp(p))
+            return value, jnp.exp(q) * (q - p - value[..., None])
+        return (jnp.exp(p) * (p - q)).sum(-1), jnp.exp(q) - jnp.exp(p)
+
+    def some(p, q):
+        q, back = jax.vjp(lambda q: unembed(lm, q), q)
+        p = unembed(lm, p)
+        value, slopes = lax.platform_dependent(p, q, cpu=partial(_by_rows, slope), default=slope)
+        return value, *back(slopes)
 
     return _in_chunks(some, chunk, original, substituted)
 
@@ -60,3 +68,17 @@ def _in_chunks(function, chunk: int, *streams):
     parts = [jnp.pad(a, ((0, -n % chunk), (0, 0))).reshape(-1, chunk, d) for a in streams]
     out = lax.map(lambda part: function(*part), parts)
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], out)
+
+
+def _by_rows(slope, p, q):
+    """slope(p, q) of [N, V], some rows after the other: they stay in the caches, and the result takes q's place."""
+    N, V = q.shape
+    rows = max(rows for rows in range(1, N + 1) if N % rows == 0 and rows <= max(1, CACHED // V))
+
+    def step(i, done):
+        q = done[1]
+        part = lambda a: lax.dynamic_slice_in_dim(a, i * rows, rows)
+        new = slope(part(p), part(q))
+        return tuple(lax.dynamic_update_slice_in_dim(a, b, i * rows, 0) for a, b in zip(done, new, strict=True))
+
+    return lax.fori_loop(0, N // rows, step, (q[:, 0], q))

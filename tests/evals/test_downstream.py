@@ -38,6 +38,21 @@ def test_kl_equals_the_golden_numbers(x64):
     original, new, _ = example()
     np.testing.assert_allclose(divergence.kl(original, new).mean(), 0.3587856857016736, rtol=1e-13)
     np.testing.assert_allclose(divergence.kl(new, original).mean(), 0.36226183816880236, rtol=1e-13)
+    # PyTorch's "batchmean" of [b, T, V], in which fine-tuning on KL was published.
+    np.testing.assert_allclose(divergence.kl(original, new).sum() / 2, 1.0763570571050205, rtol=1e-13)
+
+
+def test_other_comparisons_of_predictions(x64):
+    original, new, _ = example()
+    np.testing.assert_allclose(downstream.total_variation(original, new).mean(), 0.3363299562080699, rtol=1e-13)
+    a, b = random_logits(0), random_logits(1)
+    p, q = scipy.special.softmax(a, -1), scipy.special.softmax(b, -1)
+    # The most that the probabilities of one event differ by.
+    events = np.where(p > q, p - q, 0).sum(-1)
+    np.testing.assert_allclose(downstream.total_variation(jnp.asarray(a), jnp.asarray(b)), events, atol=1e-12)
+    same = downstream.top1_consistency(jnp.asarray(a), jnp.asarray(b))
+    np.testing.assert_array_equal(same, np.argmax(p, -1) == np.argmax(q, -1))
+    assert 0 < same.sum() < same.size and same.dtype == a.dtype
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-12), ("float32", 1e-4)])
@@ -86,6 +101,7 @@ def test_the_identity_loses_nothing(hook):
     predicted = tokens.size - len(tokens)
     same = downstream.metrics(sums, predicted, tokens.size)
     assert same["delta_ce"] == 0 and same["kl"] == 0 and same["ce_recovered"] == 1
+    assert same["total_variation"] == 0 and same["top1_consistency"] == 1
     assert same["ce_original"] == same["ce_substituted"] > 0
     zero = downstream.metrics(sums, predicted, tokens.size, "zero_")
     assert zero["ce_recovered"] == 0 and zero["kl"] > 0
@@ -112,6 +128,8 @@ def test_a_substitute_at_one_position_leaves_the_losses_before_it(x64):
 
 def test_metrics_are_means_and_a_ratio():
     sums = {"ce_original": 20.0, "ce_zero": 60.0, "a_ce_substituted": 30.0, "a_kl": 8.0}
+    sums |= {"a_total_variation": 4.0, "a_top1_consistency": 12.0}
     have = downstream.metrics(sums, 10, 16, "a_")
     want = {"ce_original": 2, "ce_substituted": 3, "delta_ce": 1, "kl": 0.5, "ce_recovered": 0.75}
+    want |= {"total_variation": 0.25, "top1_consistency": 0.75}
     assert have == want

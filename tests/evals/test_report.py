@@ -20,7 +20,7 @@ from sae import dense
 K, POSITIONS, MSE_SCALE = 4, 8, 0.7
 SPEC = Spec("topk", K, "unit_norm", "unit_norm", True)
 MESHES = [(1, 1), (2, 4)]
-OF_LM = ("ce_original", "ce_substituted", "delta_ce", "kl", "ce_recovered")
+OF_LM = ("ce_original", "ce_substituted", "delta_ce", "kl", "ce_recovered", "total_variation", "top1_consistency")
 
 
 def two_layers():
@@ -136,7 +136,10 @@ def downstream_by_loop(lm, sae, tokens, hook, x, skip):
                     ce[name].append(-log_p[name][c, t, tokens[c, t + 1]])
     original, substituted, zero = (np.mean(ce[name]) for name in ("original", "substituted", "zero"))
     recovered = (zero - substituted) / (zero - original)
-    return dict(zip(OF_LM, (original, substituted, substituted - original, np.mean(kl), recovered)))
+    p, q = (np.exp(log_p[name][:, skip:]) for name in ("original", "substituted"))
+    variation, same = np.abs(p - q).sum(-1).mean() / 2, (p.argmax(-1) == q.argmax(-1)).mean()
+    values = original, substituted, substituted - original, np.mean(kl), recovered, variation, same
+    return dict(zip(OF_LM, values, strict=True))
 
 
 @pytest.mark.parametrize("hook", ["blocks.0.hook_resid_post", "blocks.0.mlp.hook_post"])

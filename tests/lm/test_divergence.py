@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxsae import lm as lms
+from jaxsae.lm import divergence
 from jaxsae.lm.divergence import kl, kl_of_streams
 from jaxsae.lm.model import unembed
 
@@ -15,14 +16,19 @@ def problem(lm, tokens=70):
     return original, original + 0.3 * jax.random.normal(b, original.shape)
 
 
+@pytest.mark.parametrize("cached", [1, 3000, divergence.CACHED])
 @pytest.mark.parametrize("chunk", [1, 16, 70, 512])
-def test_chunks_do_not_show(tiny_lm, chunk):
+def test_chunks_do_not_show(tiny_lm, chunk, cached, monkeypatch):
+    monkeypatch.setattr(divergence, "CACHED", cached)
     lm = lms.load(str(tiny_lm))
     original, substituted = problem(lm)
     plain = lambda x: kl(unembed(lm, original), unembed(lm, x))
     ours = lambda x: kl_of_streams(lm, original, x, chunk)
     np.testing.assert_allclose(ours(substituted), plain(substituted), rtol=1e-5)
-    have, want = (jax.grad(lambda x, f=f: f(x).mean())(substituted) for f in (ours, plain))
+    with_values = lambda f: jax.value_and_grad(lambda x: (f(x).mean(), f(x)), has_aux=True)
+    (_, values), have = with_values(ours)(substituted)
+    (_, want_values), want = with_values(plain)(substituted)
+    np.testing.assert_allclose(values, want_values, rtol=1e-5)
     np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
 
 

@@ -119,7 +119,7 @@ def test_the_trained_move_and_the_frozen_stay(x64, shared):
         (NAMES, replace(TRAINING, error_unit="variance"), "no error_unit"),
     ],
 )
-def test_bad_series(shared, hooks, training, said):
+def test_bad_series(x64, shared, hooks, training, said):
     lm = golden(shared, "e2e_e2e_two_positions")[1]
     with pytest.raises(BadInput, match=said):
         make_loss([Site(hook, config()) for hook in hooks], training, lm.config)
