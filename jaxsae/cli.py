@@ -16,7 +16,7 @@ from typing import Annotated
 import tyro
 
 from jaxsae import processes
-from jaxsae.config import FLAT, Config, from_json
+from jaxsae.config import FLAT, Config, from_json, without_effect
 from jaxsae.errors import BadInput, Interrupted
 from jaxsae.processes import DistributedConfig
 from jaxsae.training.config import TrainingConfig
@@ -35,12 +35,17 @@ class Train:
     preset: str | None = None
     """Defaults of all other flags from a published run, or from its small twin: see jaxsae/presets.py."""
     debug: Debug = False
+    flags: tyro.conf.Suppress[frozenset[str]] = frozenset()
+    """Those that were typed."""
 
     def __call__(self):
         from jaxsae.folder import default_folder
         from jaxsae.run import table, train
 
         processes.start(self.config.distributed)
+        if processes.is_first():
+            for note in without_effect(self.config, self.flags):
+                print(f"jaxsae: {note}", file=sys.stderr)
         config = replace(self.config, run=self.config.run or default_folder(self.config))
         summary = train(config)
         if processes.is_first():
@@ -115,7 +120,7 @@ def main(args: list[str] | None = None) -> int:
     # While it trains, a run saves first (training/loop.py). Elsewhere this lets what is half written be tidied up.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        train = tyro.conf.subcommand("train", default=Train(_defaults(args)))
+        train = tyro.conf.subcommand("train", default=Train(_defaults(args), flags=frozenset(_flags(args))))
         plan = tyro.conf.subcommand("plan", default=Plan(_defaults(args)))
         kinds = Annotated[Train, train] | Annotated[Eval, tyro.conf.subcommand("eval")] | Annotated[Plan, plan]
         tyro.cli(kinds, args=args, prog="jaxsae")()
@@ -133,12 +138,18 @@ def main(args: list[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def _defaults(args: list[str]) -> Config:
-    """What the flags of `jaxsae train` mean unless given: a preset's, or those of the autoencoder to start from."""
+def _flags(args: list[str]) -> dict[str, str | None]:
+    """What was typed behind each flag."""
     given = {}
     for flag, value in zip(args, (*args[1:], None)):
         name, _, inline = flag.partition("=")
-        given[name] = inline or value
+        given[name.replace("_", "-") if name.startswith("--") else name] = inline or value
+    return given
+
+
+def _defaults(args: list[str]) -> Config:
+    """What the flags of `jaxsae train` mean unless given: a preset's, or those of the autoencoder to start from."""
+    given = _flags(args)
     if given.get("--preset") and given.get("--start"):
         raise BadInput("--preset and --start both say what the other flags mean: give one of them")
     if given.get("--preset"):

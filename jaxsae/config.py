@@ -12,6 +12,7 @@ from jaxsae.data.config import DataConfig
 from jaxsae.errors import BadInput
 from jaxsae.lm.config import LMConfig
 from jaxsae.processes import DistributedConfig
+from jaxsae.sae import activations
 from jaxsae.training.config import SAEConfig, TrainingConfig, check_pieces
 from jaxsae.training.logs import LogConfig
 
@@ -44,6 +45,20 @@ class Config:
             raise BadInput("--skip-first leaves out tokens that an objective end to end needs: only --objective local")
         if self.eval_tokens < 1:
             raise BadInput(f"--eval-tokens is {self.eval_tokens}: give at least 1")
+
+
+def without_effect(config: Config, flags: set[str]) -> list[str]:
+    """Which of `flags` change nothing in such a run, and why, as lines to print."""
+    sae, training = config.sae, config.training
+    penalties = activations.get(sae.activation).penalties
+    used = {
+        "--sparsity": (penalties, f"--sae.activation {sae.activation} has no sparsity term"),
+        "--k-aux": (training.auxk_weight(sae.activation), "AuxK is off, give --auxk-coef to have it"),
+        "--downstream-coef": (training.objective == "e2e_downstream", f"--objective is {training.objective}"),
+        "--lr-end": (training.schedule != "constant", "--schedule is constant"),
+        "--resamples": (training.resample_every, "without --resample-every there are none"),
+    }
+    return [f"{flag} has no effect: {why}" for flag, (effect, why) in used.items() if flag in flags and not effect]
 
 
 # What may differ when a run is resumed: none of it changes the result, but for float rounding on another mesh.

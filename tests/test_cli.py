@@ -355,6 +355,25 @@ def test_a_start_must_be_of_the_same_kind(flags, finished, tmp_path, capsys):
     assert not any(tmp_path.iterdir()), "nothing is written for a run that cannot start"
 
 
+def test_flags_without_effect_are_named(finished, tmp_path, capsys):
+    """Those that were typed; not those of a preset."""
+    typed = "--sparsity 3 --downstream-coef=2 --lr_end 0 --resamples 2 --auxk-coef 0 --k-aux 4".split()
+    assert main(["train", "--run", str(finished), *typed]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 6 and "exists" in said.pop()
+    why = {line.split()[1]: line for line in said}
+    assert "topk" in why["--sparsity"] and "local" in why["--downstream-coef"] and "constant" in why["--lr-end"]
+    assert "--resample-every" in why["--resamples"] and "AuxK" in why["--k-aux"]
+    used = (
+        "--sparsity 3 --sae.activation relu --schedule linear --lr-end 0 --k-aux 4 --auxk-coef 1 --resamples 2".split()
+    )
+    used += "--resample-every 500000 --objective e2e_downstream --downstream-coef 2".split()
+    assert main(["train", "--run", str(finished), *used]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert main(["train", "--run", str(finished), "--preset", "braun-embedded-e2e", "--sae.activation", "topk"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_a_preset_gives_the_flags_their_defaults(capsys):
     for name, config in PRESETS.items():
         assert _defaults(["train", "--preset", name]) == _defaults([f"--preset={name}"]) == config
