@@ -291,6 +291,7 @@ def refused(capsys, args, *said):
         ("--resample-every 1000", ("--resample-every", "1000", "--dead-after")),
         ("--sae.activation relu --sae.p 0.5", ("--sae.p", "0.5", "--sae.penalty lp")),
         ("--sae.activation jumprelu --sae.target-l0 8 --sae.penalty tanh", ("--sae.target-l0", "tanh")),
+        ("--sae.activation relu --sae.target-l0 8", ("--sae.target-l0", "relu", "jumprelu has")),
         ("--preset nothing", ("nothing", "braun-gpt2-small-l6-e2e")),
     ],
 )

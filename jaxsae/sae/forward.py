@@ -75,10 +75,10 @@ def encode(sae: SAE, x, select: Products = "float32") -> Code:
     """The code of activations x [..., d] in the units of the language model.
 
     It has k slots where that is the activation function's number, else the largest L0 of all tokens (which cannot be
-    known inside jit: only TopK and Multi-TopK can be encoded there).
+    known inside jit: there only those can be encoded that have k slots).
     """
     code = _encode(sae, x, select)
-    if sae.spec.activation in ("topk", "multi_topk"):
+    if activations.get(sae.spec.activation).at_most_k:
         return code
     most = max(1, int((code.values != 0).sum(-1).max()))
     v, at = lax.top_k(code.values, most)

@@ -3,10 +3,8 @@
 import jax.numpy as jnp
 
 from jaxsae.errors import BadInput
+from jaxsae.sae import activations
 from jaxsae.sae.struct import SAE
-
-# Those whose values are their pre-activations, where they are active.
-ALIKE = ("topk", "multi_topk", "batch_topk", "relu", "jumprelu")
 
 
 def with_topk(sae: SAE, k: int) -> SAE:
@@ -27,7 +25,8 @@ def with_threshold(sae: SAE, theta) -> SAE:
 
 
 def _check(sae: SAE):
-    if sae.spec.activation not in ALIKE:
+    if not activations.get(sae.spec.activation).plain:
+        plain = [name for name, family in activations.REGISTRY.items() if family.plain]
         raise BadInput(
-            f"the values of {sae.spec.activation} are not its pre-activations: only {', '.join(ALIKE)} can be swapped"
+            f"the values of {sae.spec.activation} are not its pre-activations: only {', '.join(plain)} can be swapped"
         )

@@ -57,8 +57,11 @@ class SAEConfig:
         allowed = activations.get(self.activation).penalties
         if self.penalty and self.penalty not in allowed:
             raise BadInput(f"--sae.penalty is {self.penalty}: {self.activation} allows {', '.join(allowed) or 'none'}")
-        if self.target_l0 is not None and self.activation != "jumprelu":
-            raise BadInput(f"--sae.target-l0 is given: {self.activation} has no L0 that could be steered, jumprelu has")
+        if self.target_l0 is not None and "l0" not in allowed:
+            steered = [name for name, family in activations.REGISTRY.items() if "l0" in family.penalties]
+            raise BadInput(
+                f"--sae.target-l0 is given: {self.activation} has no penalty l0 that steers, {', '.join(steered)} has"
+            )
         if self.target_l0 is not None and self.penalty not in ("", "l0"):
             raise BadInput(f"--sae.target-l0 is given: it steers --sae.penalty l0, not {self.penalty}")
         if self.p != 1 and self.penalty != "lp":

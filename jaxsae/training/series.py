@@ -18,6 +18,7 @@ from jaxsae.lm.gpt2 import GPT2Config, halves_before
 from jaxsae.lm.hooks import Hook, parse
 from jaxsae.lm.model import LM, advance, final, prefix
 from jaxsae.mesh import on_contexts
+from jaxsae.sae import activations
 from jaxsae.sae.normalise import denormalise, normalise
 from jaxsae.sae.sharded import autoencode, choose
 from jaxsae.sae.struct import SAE
@@ -57,10 +58,12 @@ def make_loss(sites: Sequence[Site], training: TrainingConfig, config: GPT2Confi
     for name in [name for name, given in ignored.items() if given]:
         raise BadInput(f"in series there is no {name}: errors have unit one, batches are whole, and the rest is off")
     for site in sites:
-        if len(site.sae.prefixes) > 1 or site.sae.activation == "multi_topk":
-            raise BadInput(
-                f"{site.hook}: in series an autoencoder has one reconstruction, without prefixes or Multi-TopK"
-            )
+        several = {
+            "prefixes": len(site.sae.prefixes) > 1,
+            site.sae.activation: activations.get(site.sae.activation).views,
+        }
+        for name in [name for name, given in several.items() if given]:
+            raise BadInput(f"{site.hook}: in series an autoencoder has one reconstruction, and {name} has several")
     weights = downstream_weights(training, config, hooks[0])
     places = sorted((parse(name, config.n_layer) for name in weights), key=halves_before)
     factor = config.n_embd if training.form == "paper" else 1

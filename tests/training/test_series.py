@@ -108,6 +108,17 @@ def test_the_trained_move_and_the_frozen_stay(x64, shared):
     assert int(states[1].step) == 5 and float(jnp.abs(states[1].params.W_enc - saes[1].W_enc).max()) > 0.01
 
 
+def test_autoencoders_in_series_have_one_reconstruction(x64, shared):
+    lm = golden(shared, "e2e_e2e_two_positions")[1]
+    sae = config()
+    for changed, said in (
+        (replace(sae, activation="multi_topk", penalty=""), "multi_topk has several"),
+        (replace(sae, prefixes=(8, sae.n)), "prefixes has several"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            make_loss([Site(NAMES[0], changed)], TRAINING, lm.config)
+
+
 @pytest.mark.parametrize(
     "hooks, training, said",
     [

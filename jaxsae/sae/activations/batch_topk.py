@@ -43,4 +43,5 @@ ACTIVATION = Activation(
     support=_support,
     observe=_observe,
     whole_batch=True,
+    plain=True,
 )

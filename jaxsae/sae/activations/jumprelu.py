@@ -32,4 +32,5 @@ ACTIVATION = Activation(
     init=lambda key, n, dtype: {"log_threshold": jnp.full(n, jnp.log(INITIAL), dtype)},
     penalties=("l0", "tanh", "l1"),
     rates={"log_threshold": RATE},
+    plain=True,
 )

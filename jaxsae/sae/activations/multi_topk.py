@@ -22,5 +22,10 @@ def _views(support, spec, layout):
 
 
 ACTIVATION = Activation(
-    value=lambda slots, terms: jax.nn.relu(slots.p), support=_support, views=_views, weights=(1.0, WEIGHT)
+    value=lambda slots, terms: jax.nn.relu(slots.p),
+    support=_support,
+    views=_views,
+    weights=(1.0, WEIGHT),
+    at_most_k=True,
+    plain=True,
 )

@@ -4,4 +4,4 @@ import jax
 
 from jaxsae.sae.activations.interface import Activation
 
-ACTIVATION = Activation(value=lambda slots, terms: jax.nn.relu(slots.p), penalties=("l1", "lp", "tanh"))
+ACTIVATION = Activation(value=lambda slots, terms: jax.nn.relu(slots.p), penalties=("l1", "lp", "tanh"), plain=True)

@@ -14,4 +14,4 @@ def _support(top, extra, spec, layout, training):
     return Support(z, i, layout.among_largest(z, spec.k))
 
 
-ACTIVATION = Activation(value=lambda slots, terms: jax.nn.relu(slots.p), support=_support)
+ACTIVATION = Activation(value=lambda slots, terms: jax.nn.relu(slots.p), support=_support, at_most_k=True, plain=True)
