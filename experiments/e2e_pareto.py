@@ -5,12 +5,16 @@ performance with less than half the active features per token (layer 6 of GPT-2 
 below 45 % of a local autoencoder's), and with fewer features in all.
 
 Found here (embedded language model, 300 thousand tokens of training): the direction of the claim holds, its size does
-not. At equal CE increase e2e needs 0.69 of local's active features per token before block 3 (95 % interval over five
-seeds 0.65 to 0.73) and 0.67 before block 5 (one seed); e2e + downstream 0.78 (0.76 to 0.79) and 0.90. The CE increase
-at equal L0 is 0.69 (0.66 to 0.72) of local's for e2e and 0.68 (0.65 to 0.70) for e2e + downstream before block 3, not
-below 0.45. Fewer features in all holds for e2e + downstream (0.86, 0.79 to 0.93) and fails for e2e, which keeps twice
-as many alive (2.1, 1.9 to 2.2). The curves of e2e are flat: at low sparsity it falls behind, as it does in short
-training.
+not. At equal CE increase e2e needs 0.69 of local's active features per token before block 3, the mean over the
+increases that all runs compared reach, 0.22 to 0.38 nats (95 % interval of this mean over five seeds 0.65 to 0.73). It
+is no constant: 0.79 at the lower end, 0.62 at the upper one, 0.56 and 0.59 in two seeds of runs trained to an increase
+of 0.38. Before block 5 (one seed) 0.67, from 0.84 at 0.17 nats to 0.58 at 0.47. e2e + downstream needs 0.78 (0.76 to
+0.79), from 0.85 at 0.10 nats to 0.72 at 0.32, and 0.68 and 0.73 in the runs at 0.38; before block 5 0.90. The CE
+increase at equal L0 is 0.69 (0.66 to 0.72) of local's for e2e at L0 51 to 73, and 0.68 (0.65 to 0.70) for e2e +
+downstream at 51 to 115, before block 3: not below 0.45. Fewer features in all holds for e2e + downstream (0.86, 0.79 to
+0.93; 0.96 before block 5) and fails for e2e, which keeps 2.7 times as many alive at the lower end and 1.7 times at the
+upper (2.0 and 1.1 before block 5). What e2e gains is the less, the more latents are active; it was behind local
+nowhere.
 
     python experiments/e2e_pareto.py
 
@@ -20,7 +24,8 @@ triples (local, e2e, e2e + downstream) of similar CE increase, L0, and number of
 on after a kill.
 
 A latent is alive here if it was active in the last fifth of training. One learning rate was taken for all types, the
-best of three for local and for e2e; few latents live at it, most so at the layer of all seeds.
+best (and largest) of three for local and for e2e in single runs that are not among the results; few latents live at it,
+most so at the layer of all seeds.
 
 Needs scipy (pip install -e ".[experiments]"). Writes OUT/e2e_pareto.json and OUT/e2e_pareto.png; the runs stay in RUNS,
 where the other experiments find them.
@@ -123,19 +128,20 @@ def turned(rows: list[dict], key: str):
     return np.log([row[key] for row in rows]), np.log([row["delta_ce"] for row in rows])
 
 
-def ratios(seeds: list[list[dict]], kind: str, key: str, of: Callable = curve) -> list[float]:
+def ratios(seeds: list[list[dict]], kind: str, key: str, of: Callable = curve):
     """For the rows of each seed, what a type has of `key` over what local has, where both have the same CE increase.
 
-    The geometric mean over the CE increases that all curves of both types reach, the same for every seed; nothing where
-    there are none. With `of` = turned: the CE increase, where both have the same `key`.
+    CE increases [20] from the least to the largest that all curves of both types reach, the same for every seed, and
+    the ratios there [seeds, 20]; None where there are none. With `of` = turned: the CE increase, where both have the
+    same `key`.
     """
     pairs = [[of(select(rows, type=some), key) for some in ("local", kind)] for rows in seeds]
     low = max(at[0] for pair in pairs for at, _ in pair)
     high = min(at[-1] for pair in pairs for at, _ in pair)
     if low >= high:
-        return []
+        return None
     grid = np.linspace(low, high, 20)
-    return [float(np.exp(np.mean(np.interp(grid, *b) - np.interp(grid, *a)))) for a, b in pairs]
+    return np.exp(grid), np.exp([np.interp(grid, *b) - np.interp(grid, *a) for a, b in pairs])
 
 
 def matched(rows: list[dict]) -> dict[str, float]:
@@ -150,17 +156,31 @@ def matched(rows: list[dict]) -> dict[str, float]:
     return {kind: float(f"{np.exp(np.interp((low + high) / 2, *c)):.3g}") for kind, c in curves.items()}
 
 
-def interval(values: list[float]) -> dict:
-    """Geometric mean and its 95 % interval over seeds, by Student's t of the logs."""
-    logs = np.log(values)
-    if len(logs) == 0:
+def interval(found) -> dict:
+    """The geometric mean of `ratios` over their range and its 95 % interval over seeds, by Student's t of the logs.
+
+    With it the range, and the ratio at both of its ends: the interval is that of the mean over just this range.
+    """
+    if found is None:
         return {"mean": None, "low": None, "high": None, "seeds": 0}
+    at, values = found
+    logs = np.log(values).mean(1)
+    ends = np.exp(np.log(values).mean(0))
     half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5 if len(logs) > 1 else np.nan
     mean, low, high = (
         float(np.exp(logs.mean() + side * half)) if side else float(np.exp(logs.mean())) for side in (0, -1, 1)
     )
     none = lambda v: None if np.isnan(v) else round(v, 4)
-    return {"mean": none(mean), "low": none(low), "high": none(high), "seeds": len(logs)}
+    pair = lambda values: [round(float(values[0]), 4), round(float(values[-1]), 4)]
+    out = {"mean": none(mean), "low": none(low), "high": none(high), "seeds": len(logs)}
+    return out | {"range": pair(at), "at its ends": pair(ends)}
+
+
+def of_matched(rows: list[dict], key: str) -> dict[str, list[float]]:
+    """What each type has of `key` over what local has, in the runs trained to equal CE increase, seed by seed."""
+    value = {(row["type"], row["seed"]): row[key] for row in select(rows, matched=True)}
+    seeds = sorted({seed for _, seed in value})
+    return {kind: [round(value[kind, s] / value["local", s], 4) for s in seeds] for kind in TYPES[1:]}
 
 
 def triple(rows: list[dict], key: str) -> dict:
@@ -196,6 +216,9 @@ def summarise(settings: Settings, rows: list[dict]) -> dict:
             "L0 at equal CE increase, of local's": over("l0"),
             "living latents at equal CE increase, of local's": over("alive"),
             "CE increase at equal L0, of local's": over("l0", turned),
+            "runs trained to equal CE increase, of local's": {
+                key: of_matched(select(rows, layer=layer), key) for key in ("delta_ce", "l0", "alive")
+            },
             **{title: triple(select(rows, layer=layer, seed=0), key) for title, key in MATCHED.items()},
         }
     return out

@@ -1,6 +1,5 @@
 """What a run works on: devices, a language model, data. Everything that can be wrong with them is found here."""
 
-import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,8 +75,7 @@ def _from_text(config: Config) -> Setting:
 def check_start(config: Config):
     """Raises BadInput where the autoencoder to start from is not one of this configuration."""
     path = config.training.start
-    said, asked = dataclasses.asdict(sae_files.spec(path)), dataclasses.asdict(config.sae.spec())
-    differ = [f"{name} {said[name]}, not {asked[name]}" for name in said if said[name] != asked[name]]
+    differ = sae_files.spec(path).unlike(config.sae.spec())
     n, _ = sae_files.shape(path)
     differ += [f"n {n}, not {config.sae.n}"] * (n != config.sae.n)
     if differ:

@@ -1,6 +1,6 @@
 """The autoencoder as a pytree of arrays. d width of the input, n latents."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -40,6 +40,11 @@ class Spec:
 
     def replace(self, **changes) -> "Spec":
         return replace(self, **changes)
+
+    def unlike(self, asked: "Spec") -> list[str]:
+        """Where it is not what was asked for, as `k 4, not 5`."""
+        pairs = {f.name: (getattr(self, f.name), getattr(asked, f.name)) for f in fields(self)}
+        return [f"{name} {have}, not {want}" for name, (have, want) in pairs.items() if have != want]
 
 
 @partial(

@@ -53,6 +53,7 @@ def make_loss(sites: Sequence[Site], training: TrainingConfig, config: GPT2Confi
         "micro_batches": training.micro_batches > 1,
         "auxk_coef": bool(training.auxk_coef),
         "remat": training.remat,
+        "resample_every": training.resample_every is not None,
         "target_l0": any(site.sae.target_l0 is not None for site in sites),
     }
     for name in [name for name, given in ignored.items() if given]:
@@ -69,6 +70,9 @@ def make_loss(sites: Sequence[Site], training: TrainingConfig, config: GPT2Confi
     factor = config.n_embd if training.form == "paper" else 1
 
     def loss(saes: Sequence[SAE], tokens, sparsity, lm: LM, trained: Sequence[bool] | None = None):
+        for site, sae in zip(sites, saes, strict=True):
+            if differ := sae.spec.unlike(site.sae.spec()):
+                raise BadInput(f"the autoencoder at {site.hook} has {'; '.join(differ)}: give its settings to its site")
         T = tokens.shape[1]
         original = on_contexts(lambda lm, t: _originals(lm, t, hooks[0], places), lm, tokens)
         original = lax.stop_gradient(original)

@@ -10,11 +10,13 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2]))
 
+from experiments import agreement
 from experiments import e2e_pareto as pareto
 from experiments.grid import keep, train_all
 from jaxsae.config import Config
 from jaxsae.data.config import DataConfig
 from jaxsae.errors import BadInput
+from jaxsae.evals.agreement import Curve
 from jaxsae.lm.config import LMConfig
 from jaxsae.training.config import SAEConfig, TrainingConfig
 
@@ -36,21 +38,24 @@ def test_ratios_of_power_laws():
     for kind in ("e2e", "e2e_downstream"):
         for key, of in (("l0", pareto.curve), ("alive", pareto.curve), ("l0", pareto.turned)):
             # The slope is 1, so at equal L0 the CE increase has the same ratio.
-            assert pareto.ratios([rows()], kind, key, of) == pytest.approx([SHARE[kind]])
+            at, found = pareto.ratios([rows()], kind, key, of)
+            assert at[0] < at[-1] and found == pytest.approx(np.full((1, 20), SHARE[kind]))
 
 
 def test_seeds_are_compared_over_the_same_range():
     seeds = [rows(), rows(1, noise=1.3)]
-    found = pareto.ratios([seeds[0], [row for row in seeds[1] if row["sparsity"] < 8]], "e2e", "l0")
-    assert found == pytest.approx([0.4, 0.4])
+    at, found = pareto.ratios([seeds[0], [row for row in seeds[1] if row["sparsity"] < 8]], "e2e", "l0")
+    assert found == pytest.approx(np.full((2, 20), 0.4))
+    # From local's least CE increase, that of the second seed, to the largest of e2e, that of its sparsity 4.
+    assert at[[0, -1]] == pytest.approx([1.3 * 0.01, 1.3 * 0.4 * 0.04])
 
 
 def test_curves_without_common_values_have_no_ratio():
     apart = [row | {"delta_ce": row["delta_ce"] * (100 if row["type"] == "local" else 1)} for row in rows()]
-    assert pareto.ratios([apart], "e2e", "l0") == []
+    assert pareto.ratios([apart], "e2e", "l0") is None
     with pytest.raises(ValueError, match="in common"):
         pareto.matched(apart)
-    assert pareto.interval([])["seeds"] == 0
+    assert pareto.interval(None)["seeds"] == 0
 
 
 def test_matched_sparsities_have_equal_ce_increase():
@@ -69,11 +74,20 @@ def test_triples_are_the_nearest():
 
 
 def test_intervals_over_seeds_hold_the_mean():
-    values = [0.4, 0.5, 0.45, 0.42, 0.48]
-    found = pareto.interval(values)
+    values = np.array([0.4, 0.5, 0.45, 0.42, 0.48])
+    slope = np.exp(np.linspace(-1, 1, 20))
+    found = pareto.interval((np.linspace(1, 2, 20), values[:, None] * slope))
     assert found["low"] < found["mean"] < found["high"] and found["seeds"] == 5
     assert found["mean"] == pytest.approx(np.exp(np.log(values).mean()), abs=1e-4)
-    assert pareto.interval([0.4])["low"] is None
+    assert found["range"] == [1, 2]
+    assert found["at its ends"] == pytest.approx([found["mean"] / np.e, found["mean"] * np.e], rel=1e-3)
+    assert pareto.interval((slope, 0.4 * slope[None]))["low"] is None
+
+
+def test_runs_trained_to_equal_ce_increase_are_compared_seed_by_seed():
+    some = [row | {"matched": True} for row in rows() + rows(1) if row["sparsity"] == 2]
+    some += [row | {"l0": 1.0} for row in rows()]
+    assert pareto.of_matched(some, "delta_ce") == {"e2e": [0.4, 0.4], "e2e_downstream": [0.5, 0.5]}
 
 
 def tiny(tiny_lm, tiny_text, cache, **training):
@@ -101,3 +115,10 @@ def test_runs_of_a_grid_are_trained_once(tiny_lm, tiny_text, tmp_path):
 def test_results_say_what_they_were_made_with(tmp_path):
     said = json.loads(keep("some", {"value": 1}, tmp_path).read_text())
     assert said["value"] == 1 and {"cores", "commit", "jax", "jaxsae"} <= set(said["manifest"])
+
+
+def test_latents_are_enough_where_no_more_of_them_are_too_few():
+    ks, m = np.array([0, 5, 10, 15, 20]), np.array([0.0, 1.6, 1.4, 1.7, 1.8])
+    curve = Curve(2.0, 1.8, np.arange(30), np.ones(30), ks, m)
+    found = {level: agreement.enough(curve, level) for level in (0.0, 0.7, 0.75, 0.9, 0.95)}
+    assert found == {0.0: 0, 0.7: 5, 0.75: 15, 0.9: 20, 0.95: None}

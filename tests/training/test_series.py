@@ -119,6 +119,13 @@ def test_autoencoders_in_series_have_one_reconstruction(x64, shared):
             make_loss([Site(NAMES[0], changed)], TRAINING, lm.config)
 
 
+def test_an_autoencoder_in_series_is_what_its_site_says(x64, shared):
+    g, lm, saes, sites = two(shared)
+    other = [sites[0], replace(sites[1], sae=replace(sites[1].sae, normalise="unit_norm"))]
+    with pytest.raises(BadInput, match=rf"{NAMES[1]} has normalise none, not unit_norm"):
+        gradients(lm, saes, other, TRAINING, g["tokens"].astype(int))
+
+
 @pytest.mark.parametrize(
     "hooks, training, said",
     [
@@ -128,6 +135,7 @@ def test_autoencoders_in_series_have_one_reconstruction(x64, shared):
         (("blocks.1.hook_mlp_out",), TRAINING, "residual stream"),
         (NAMES, TrainingConfig(), "local in series"),
         (NAMES, replace(TRAINING, error_unit="variance"), "no error_unit"),
+        (NAMES, replace(TRAINING, resample_every=500_000), "no resample_every"),
     ],
 )
 def test_bad_series(x64, shared, hooks, training, said):
