@@ -3,6 +3,7 @@
 Arguments and results are global arrays: tokens [B@data, d], weights [n@latent, d].
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -155,6 +156,19 @@ def reconstruct_copies(sae: SAE, x, how: Selection = EXACT):
         return reconstruct(sae, values(sae, slots_of(sae, x, chosen, layout), chosen), chosen, layout)
 
     return _over_mesh(local, (partition_specs(sae), EVERYWHERE), EVERYWHERE)(sae, x)
+
+
+def at_l0(sae: SAE, x, l0: float, how: Selection = EXACT) -> SAE:
+    """The same weights with one threshold for all latents, above which `l0` (rounded up) per token of x are active.
+
+    Normalised x [B@data, d]; for activation functions that have thresholds. It is the one that BatchTopK would find.
+    """
+    spec = sae.spec.replace(activation="batch_topk", k=math.ceil(l0), prefixes=())
+    same = sae.replace(spec=spec, extra={"threshold": jnp.zeros_like(sae.b_enc)})
+    least = autoencode(same, x, choose(same, x, how, training=True), how, PLAIN).least
+    extra = activations.get(sae.spec.activation).above(jnp.full_like(sae.b_enc, least))
+    # Where no pre-activation is positive there is none to be found.
+    return sae.replace(extra=jax.tree.map(partial(jnp.where, jnp.isfinite(least)), extra, sae.extra))
 
 
 def _over_mesh(local: Callable, in_specs: tuple, out_specs) -> Callable:

@@ -21,7 +21,7 @@ def with_threshold(sae: SAE, theta) -> SAE:
     theta = jnp.broadcast_to(jnp.asarray(theta, sae.b_enc.dtype), sae.b_enc.shape)
     if not bool((theta > 0).all()):
         raise BadInput(f"theta is {float(theta.min())} at the least: give positive thresholds")
-    return sae.replace(spec=sae.spec.replace(activation="jumprelu"), extra={"log_threshold": jnp.log(theta)})
+    return sae.replace(spec=sae.spec.replace(activation="jumprelu"), extra=activations.get("jumprelu").above(theta))
 
 
 def _check(sae: SAE):

@@ -34,7 +34,8 @@ class SAEConfig:
     bandwidth: float = 0.001
     """Width of the straight-through gradients of jumprelu's thresholds."""
     target_l0: float | None = None
-    """The penalty becomes (penalty / target - 1)^2: with jumprelu's l0, the L0 that training steers to."""
+    """The penalty becomes (penalty / target - 1)^2: with jumprelu's l0, the L0 that training steers to,
+    and starts from."""
     normalise: Normalise = "unit_norm"
     """Per-token normalisation, saved with the autoencoder: unit_norm as in Gao et al. 2024, ln_std as in their code."""
     decoder: Decoder = "unit_norm"

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxsae.sae.init import geometric_median, initialise, like_torch, mse_scale
 from jaxsae.sae.normalise import normalise
-from jaxsae.sae.sharded import reconstruct_copies
+from jaxsae.sae.sharded import at_l0, reconstruct_copies
 from jaxsae.sae.struct import SAE
 from jaxsae.training.config import SAEConfig, TrainingConfig
 from jaxsae.training.optimizer import make_optimizer
@@ -17,6 +17,8 @@ from jaxsae.training.step import TrainState
 
 # Rows that b_dec and the loss's normalisation are computed from: as many as in the code released with the paper.
 SAMPLE = 32_768
+# Of them, for the first thresholds of an autoencoder that is steered to an L0.
+FEW = 2048
 
 
 def _make(sample, params: SAE | None = None, *, sae: SAEConfig, training: TrainingConfig) -> TrainState:
@@ -24,13 +26,15 @@ def _make(sample, params: SAE | None = None, *, sae: SAEConfig, training: Traini
     spec = sae.spec()
     key, weights_key = jax.random.split(jax.random.key(training.seed))
     sample = normalise(sample, spec.normalise)[0]
-    run = partial(reconstruct_copies, how=sae.selection())
+    how, few = sae.selection(), sample[:FEW]
+    settle = lambda params: params if sae.target_l0 is None else at_l0(params, few, sae.target_l0, how)
+    run = lambda params, x: reconstruct_copies(settle(params), x, how)
     if params is not None:
         pass
     elif sae.init == "tied":
-        params = initialise(weights_key, spec, sae.n, geometric_median(sample), run, P("latent", None))
+        params = settle(initialise(weights_key, spec, sae.n, geometric_median(sample), run, P("latent", None)))
     else:
-        params = like_torch(weights_key, spec, sae.n, sample.shape[1], sample.dtype, P("latent", None))
+        params = settle(like_torch(weights_key, spec, sae.n, sample.shape[1], sample.dtype, P("latent", None)))
     return TrainState(
         params=params,
         opt=make_optimizer(spec.decoder, eps=training.adam_eps).init(params),

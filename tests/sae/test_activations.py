@@ -16,7 +16,7 @@ from jaxsae.sae.activations.jumprelu import jump
 from jaxsae.sae.activations.penalties import PENALTIES, active
 from jaxsae.sae.activations.prolu import prolu_relu, prolu_ste
 from jaxsae.sae.files import save
-from jaxsae.sae.init import like_torch, orthogonal
+from jaxsae.sae.init import directions, like_torch, orthogonal
 from jaxsae.sae.layout import TOKENS
 from jaxsae.sae.normalise import normalise
 from jaxsae.sae.sharded import autoencode, choose
@@ -272,34 +272,59 @@ def test_the_threshold_of_batch_topk_is_the_mean_of_what_it_saw_of_late():
     np.testing.assert_allclose(after([9.0] * 80 + [3.0] * 320)["threshold"], 3.0, rtol=1e-4)
 
 
+class Planted:
+    """Tokens of 24 dimensions, sums of a few of 48 directions."""
+
+    directions = np.random.default_rng(0).normal(size=(48, 24))
+
+    def batch(self, seed, size=512):
+        draw = np.random.default_rng(seed)
+        shape = (size, 48)
+        amounts = draw.exponential(size=shape) * (draw.random(shape) < 0.1)
+        return jnp.asarray(amounts @ self.directions + 1, jnp.float32)
+
+    def sample(self, rows):
+        return self.batch(0, rows)
+
+
+def l0_of(sae, x, mesh):
+    with jax.set_mesh(mesh):
+        x = normalise(jax.device_put(x, NamedSharding(mesh, TOKENS)), sae.spec.normalise)[0]
+        return float(autoencode(sae, x, choose(sae, x)).l0.mean())
+
+
+@pytest.mark.parametrize("init", ["tied", "orthogonal"])
+def test_an_autoencoder_that_is_steered_starts_at_its_l0(init):
+    c = SAEConfig(96, 6, "jumprelu", target_l0=6.0, init=init)
+    states = {}
+    for shape in ((1, 1), (2, 4)):
+        mesh = make_mesh(*shape)
+        sae = states[shape] = first_state(Planted(), mesh, c, TrainingConfig(seed=3)).params
+        assert l0_of(sae, Planted().batch(1, 2048), mesh) == pytest.approx(6, rel=0.05)
+    one, other = (jax.device_get(sae) for sae in states.values())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, other)
+    if init == "tied":
+        z = directions(jax.random.key(1), 512, 24) @ one.W_enc.T
+        z = np.where(z > np.exp(one.extra["log_threshold"]), z, 0)
+        norms = np.linalg.norm(z @ one.W_dec, axis=1)
+        assert norms.mean() == pytest.approx(1, rel=0.05), "unit vectors come back with norm 1, by so few latents"
+
+
 @pytest.mark.parametrize("family", ["batch_topk", "jumprelu"])
 def test_a_short_run_ends_at_the_l0_that_was_asked_for(family):
     """As it is saved, on other tokens: BatchTopK by its threshold, JumpReLU by its controller."""
-    d, n, k, steps = 24, 96, 6, 300
+    n, k, steps = 96, 6, 300
     c = SAEConfig(n, k, family, target_l0=float(k) if family == "jumprelu" else None)
     training = TrainingConfig(tokens=512 * steps, batch_size=512, lr=3e-3)
-    directions = np.random.default_rng(0).normal(size=(48, d))
-
-    def activations(seed):
-        draw = np.random.default_rng(seed)
-        size = (512, 48)
-        return jnp.asarray((draw.exponential(size=size) * (draw.random(size) < 0.1)) @ directions + 1, jnp.float32)
-
-    class Sample:
-        sample = staticmethod(lambda rows: activations(0))
-
     mesh = make_mesh(1, 1)
-    state = first_state(Sample, mesh, c, training)
+    state = first_state(Planted(), mesh, c, training)
     step = jax.jit(make_step(c, training, make_optimizer("unit_norm"), 8))
     with jax.set_mesh(mesh):
         for i in range(steps):
-            state, metrics = step(
-                state, jax.device_put(activations(i), NamedSharding(mesh, TOKENS)), hyper(c, training)
-            )
-        x = normalise(jax.device_put(activations(10**6), NamedSharding(mesh, TOKENS)), "unit_norm")[0]
-        found = autoencode(state.params, x, choose(state.params, x)).l0.mean()
+            batch = jax.device_put(Planted().batch(i), NamedSharding(mesh, TOKENS))
+            state, metrics = step(state, batch, hyper(c, training))
     assert float(metrics["l0"]) == pytest.approx(k, rel=0.1)
-    assert float(found) == pytest.approx(k, rel=0.1)
+    assert l0_of(state.params, Planted().batch(10**6), mesh) == pytest.approx(k, rel=0.1)
 
 
 def test_the_decoder_of_the_end_to_end_paper_is_a_tight_frame():

@@ -70,6 +70,8 @@ class Activation:
                                         batch; None: they do not change but by their gradient
     whole_batch                         whether the support of a token depends on the others of its batch
     rates                               {name: factor} on the learning rate of extra arrays
+    above(theta)                        the extra arrays with which a latent is active above theta [n]; None: there are
+                                        no thresholds
     at_most_k                           whether no token has more than k active latents outside training
     plain                               whether values are the pre-activations themselves, where they are not 0
     """
@@ -84,5 +86,6 @@ class Activation:
     observe: Callable | None = None
     whole_batch: bool = False
     rates: Mapping[str, float] = field(default_factory=dict)
+    above: Callable | None = None
     at_most_k: bool = False
     plain: bool = False

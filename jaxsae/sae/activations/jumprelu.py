@@ -11,8 +11,8 @@ from jaxsae.sae.activations.interface import Activation
 from jaxsae.sae.activations.penalties import threshold, window
 
 INITIAL = 0.001
-# Adam moves the logarithm of a threshold by the learning rate at most, while L0 changes with a threshold's magnitudes:
-# without this factor a run would be over before they have risen.
+# Adam moves the logarithm of a threshold by the learning rate at most: without this factor thresholds would not keep
+# up with weights that learn what they are for, nor rise from INITIAL before a short run is over.
 RATE = 30.0
 
 
@@ -27,9 +27,15 @@ jump.defvjp(
     lambda r, g: (jnp.where(r[0] > r[1], g, 0), -r[1] * window(*r).astype(g.dtype) * g, None),
 )
 
+
+def _above(theta):
+    return {"log_threshold": jnp.log(theta)}
+
+
 ACTIVATION = Activation(
     value=lambda slots, terms: jump(slots.p, threshold(slots), terms.bandwidth),
-    init=lambda key, n, dtype: {"log_threshold": jnp.full(n, jnp.log(INITIAL), dtype)},
+    init=lambda key, n, dtype: _above(jnp.full(n, INITIAL, dtype)),
+    above=_above,
     penalties=("l0", "tanh", "l1"),
     rates={"log_threshold": RATE},
     plain=True,
