@@ -101,7 +101,8 @@ class TrainingConfig:
     downstream_hooks: tuple[str, ...] = ()
     """The later hook points; the residual stream before every later block unless given."""
     reconstruction_coef: float = 0.0
-    """Weight of the reconstruction error in e2e and e2e_downstream."""
+    """Weight of the reconstruction error in e2e and e2e_downstream; with 10 or so random weights need far fewer tokens
+    than with the KL alone (experiments/e2e_topk.py)."""
     form: Literal["code", "paper"] = "code"
     """Losses as in the code of Braun et al. 2024, or as in their paper: squared errors summed over d, later ones
     divided by the number of blocks behind, KL(substituted || original) with weight 1. Both are meant with --error-unit
