@@ -115,17 +115,16 @@ def test_eval_of_an_export_that_does_not_say_what_it_reads(tmp_path, capsys):
     refused(capsys, ["eval", str(tmp_path / "sae")], "does not say lm,", "mse_scale")
 
 
-def test_killed_runs_end_with_the_same_bytes(flags, tmp_path):
+def test_killed_runs_end_with_the_same_bytes(flags, finished, tmp_path):
     """SIGKILL at three random steps; the finished file equals that of a run nobody disturbed."""
-    calm, disturbed = tmp_path / "calm", tmp_path / "disturbed"
-    assert start(calm, flags).wait() == 0
+    disturbed = tmp_path / "disturbed"
     for step in sorted(random.sample(range(10, 110, 10), 3)):
         process = start(disturbed, flags)
         wait_for_step(process, disturbed, step)
         process.kill()
         process.wait()
     assert start(disturbed, flags).wait() == 0
-    same = lambda name: (calm / name).read_bytes() == (disturbed / name).read_bytes()
+    same = lambda name: (finished / name).read_bytes() == (disturbed / name).read_bytes()
     assert same("sae/sae.safetensors") and same("sae/config.json")
     rows = [json.loads(line)["step"] for line in (disturbed / "metrics.jsonl").read_text().splitlines()]
     assert rows == [*range(10, 118, 10), 118], "no row twice, none missing"
