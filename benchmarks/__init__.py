@@ -1,1 +1,1 @@
-"""Benchmarks: step.py, e2e.py (jaxsae beside its floor), peers.py (beside other libraries), table.py (README)."""
+"""Benchmarks: step, e2e, topk (jaxsae beside its floor), compare_peers (beside other libraries), collectives, table."""

@@ -1,6 +1,6 @@
 """What a step moves between devices, read off its compiled form on simulated meshes, against what the design allows.
 
-    python benchmarks/collectives.py [--n 65536] [--write docs/scaling.md]
+    python -m benchmarks.collectives [--n 65536] [--write docs/scaling.md]
 
 Bytes are of what one device has after each collective. Over `latent` they are counted for a token of that device: the
 design is 4 (k S + d) forward, the candidates of S shards and the reconstruction; nothing moves there in the gradient.
@@ -10,18 +10,15 @@ AuxK's part is left out: it moves only while latents are dead.
 
 import argparse
 import re
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jax
 
 from benchmarks import common
-from benchmarks.jaxsae_step import make_case
+from benchmarks.jaxsae_step import configuration, make_case
 from benchmarks.table import markdown, replaced
 from jaxsae.planning.hlo import collectives
-from jaxsae.training.config import SAEConfig, TrainingConfig
+from jaxsae.sae.config import SAEConfig
 
 MESHES = [(1, 1), (2, 1), (1, 2), (4, 1), (2, 2), (1, 4), (8, 1), (4, 2), (2, 4), (1, 8)]
 
@@ -29,8 +26,7 @@ MESHES = [(1, 1), (2, 1), (1, 2), (4, 1), (2, 2), (1, 4), (8, 1), (4, 2), (2, 4)
 def row(mesh: tuple[int, int], shape: common.Shape) -> list[str]:
     """A line of the table: what a step of `shape` moves on `mesh`."""
     sae = SAEConfig(n=shape.n, k=shape.k, normalise="none")
-    training = TrainingConfig(tokens=10**9, batch_size=shape.B, dead_after=10**8, auxk_coef=0)
-    case = make_case(shape, sae, training, 0.0, mesh)
+    case = make_case(sae, configuration(shape.B, auxk_coef=0.0, k_aux=shape.k_aux), shape.d, mesh_shape=mesh)
     text = case.compiled.as_text()
     moved = collectives(_without_auxk(text), mesh)
     total = lambda axis: sum(part.bytes for part in moved if part.axis == axis)
@@ -75,7 +71,7 @@ def _without_auxk(text: str) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=65536, help="latents (%(default)s)")
-    parser.add_argument("--write", type=Path, help="file whose table is replaced; printed unless given")
+    parser.add_argument("--write", type=Path, help="file whose table is replaced; default: it is printed")
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 8)
     shape = common.Shape(d=128, n=args.n, k=32, B=1024, k_aux=64)

@@ -1,11 +1,12 @@
-"""What the benchmarks share: the shapes, data without structure, timing in turns, and the machine's manifest."""
+"""What the benchmarks share: shapes, timing in turns, the command line, tables, and the machine's manifest."""
 
+import argparse
 import json
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -75,6 +76,39 @@ def keep(name: str, facts: dict, rows: list[dict]):
     """Write rows under results/ with the manifest of the machine."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps({"manifest": facts, "rows": rows}, indent=1) + "\n")
+
+
+def print_table(columns: Mapping[str, Callable[[dict], str]], rows: list[dict]):
+    """Rows as text: {title: how a row is written there}; the first column is text, the others are numbers."""
+    lines = [list(columns), *([write(row) for write in columns.values()] for row in rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines)]
+    for first, *numbers in lines:
+        print(first.ljust(widths[0]) + "".join(f"  {cell:>{width}}" for cell, width in zip(numbers, widths[1:])))
+
+
+def arguments(doc: str, shapes: Iterable[str], default: list[str], rounds: int) -> argparse.ArgumentParser:
+    """The flags that every benchmark has; `doc` is its docstring."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", nargs="+", choices=shapes, default=default)
+    parser.add_argument("--rounds", type=int, default=rounds, help="turns of each variant (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="one object a line")
+    parser.add_argument("--keep", action="store_true", help="write benchmarks/results/*.json")
+    return parser
+
+
+def run(name: str, args, measure: Callable[[str, argparse.Namespace], Iterable[list[dict]]], show: Callable):
+    """Measure every shape in this process: print the tables of `measure(shape, args)`, and keep their rows if asked."""
+    import jax
+
+    device = jax.devices()[0].device_kind
+    for shape in args.shape:
+        rows = []
+        for table in measure(shape, args):
+            rows += table
+            print("\n".join(map(json.dumps, table)), flush=True) if args.json else show(table)
+        if args.keep:
+            facts = manifest() | {"jax": jax.__version__, "device": device}
+            keep(f"{name}-{shape}-{device.replace(' ', '-').lower()}", facts, rows)
 
 
 def describe(shape: Shape) -> str:

@@ -1,34 +1,24 @@
 """One end-to-end training step beside its floor, measured in turns in one process.
 
-    python benchmarks/e2e.py [--shape small gpt2] [--rounds 8] [--keep]
+    python -m benchmarks.e2e [--shape small gpt2] [--rounds 8] [--keep]
 
 The floor is what such a step cannot do without, each part compiled and timed alone: the language model's prefix, its
 suffix and unembedding forward twice, once backward to the autoencoder's output, and the autoencoder's own local step.
 """
 
-import argparse
-import json
-import sys
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks import common
-from benchmarks.jaxsae_step import Case, make_case, make_state
-from benchmarks.step import stepper
+from benchmarks.jaxsae_step import configuration, make_case
 from jaxsae import lm as lms
 from jaxsae.lm.gpt2 import GPT2, GPT2Config
 from jaxsae.lm.model import final, prefix, unembed
-from jaxsae.mesh import make_mesh, replicate
-from jaxsae.training.config import SAEConfig, TrainingConfig
-from jaxsae.training.objectives import make_objective
-from jaxsae.training.optimizer import make_optimizer
-from jaxsae.training.step import hyper, make_step
+from jaxsae.sae.config import SAEConfig
 
 
 @dataclass(frozen=True)
@@ -53,11 +43,13 @@ SHAPES = {
 }
 
 
-def floor(shape: Shape, lm: lms.LM, tokens, sae: SAEConfig, training: TrainingConfig) -> dict:
-    """The parts of the floor by name, each a function that waits for its result."""
+def floor(shape: Shape, lm: lms.LM, tokens, sae: SAEConfig, chunk: int) -> dict:
+    """The parts of the floor by name, each a function that waits for its result.
+
+    Logits, and what is summed of them, are made of `chunk` tokens at a time, as any program that must not hold all of
+    them does.
+    """
     wait, V = jax.block_until_ready, shape.lm.vocab_size
-    # Logits, and what is summed of them, some tokens at a time, as any program that must not hold all of them does.
-    chunk = training.kl_chunk
 
     @jax.jit
     def run_prefix(lm, tokens):
@@ -81,14 +73,14 @@ def floor(shape: Shape, lm: lms.LM, tokens, sae: SAEConfig, training: TrainingCo
     both = jax.jit(backward)
     blocks = jax.jit(lambda lm, x: final(lm, x, shape.hook))
 
-    local = stepper(local_case(shape, sae, training))
+    local = make_case(sae, configuration(tokens.size, auxk_coef=0.0), shape.lm.d_model)
     return {
         "prefix": lambda: wait(run_prefix(lm, tokens)),
         "suffix forward": lambda: wait(forward(lm, x)),
         # Holds one forward pass of the blocks, which is taken off.
         "suffix forward and backward": lambda: wait(both(lm, x, weight)),
         "blocks forward": lambda: wait(blocks(lm, x)),
-        "local step": local,
+        "local step": local.stepper(),
     }
 
 
@@ -97,53 +89,36 @@ def floor_ms(ms: dict) -> float:
     return ms["prefix"] + 2 * ms["suffix forward"] + backward + ms["local step"]
 
 
-def local_case(shape: Shape, sae: SAEConfig, training: TrainingConfig) -> Case:
-    size = common.Shape(shape.lm.n_embd, shape.n, shape.k, shape.contexts * shape.T, 8)
-    return make_case(size, sae, replace(training, objective="local", auxk_coef=0.0), 0.0)
-
-
-def case(shape: Shape, lm: lms.LM, tokens, sae: SAEConfig, training: TrainingConfig) -> Case:
-    mesh = make_mesh(1, 1)
-    size = common.Shape(shape.lm.n_embd, shape.n, shape.k, shape.contexts * shape.T, 8)
-    state = make_state(mesh, size, sae, training, 0.0)
-    objective = make_objective(sae, training, shape.lm, shape.hook)
-    step = make_step(sae, training, make_optimizer(sae.decoder, eps=training.adam_eps), 8, objective)
-    knobs = hyper(sae, training)
-    lm, tokens = replicate((lm, tokens), mesh)
-    with jax.set_mesh(mesh):
-        compiled = jax.jit(step, donate_argnums=0).lower(state, tokens, knobs, lm).compile()
-    return Case(lambda state, x, knobs: compiled(state, x, knobs, lm), state, tokens, knobs, compiled, mesh)
-
-
-def measure(name: str, rounds: int) -> list[dict]:
+def measure(name: str, args) -> Iterator[list[dict]]:
+    """The rows of one shape."""
     shape = SHAPES[name]
     tokens = jax.random.randint(jax.random.key(0), (shape.contexts, shape.T), 0, shape.lm.vocab_size)
     init = jax.jit(GPT2(shape.lm).init)
     lm = lms.LM(init(jax.random.key(1), jnp.zeros((1, 4), jnp.int32))["params"], shape.lm)
     size = shape.contexts * shape.T
-    sae = SAEConfig(shape.n, shape.k)
-    training = TrainingConfig("e2e", tokens=10**9, batch_size=size, dead_after=10**8, kl_chunk=min(512, size // 4))
+    sae, chunk = SAEConfig(shape.n, shape.k), min(512, size // 4)
     variants = {
-        "e2e, in chunks": training,
-        "e2e, whole logits": replace(training, kl_chunk=size),
-        "e2e_downstream, in chunks": replace(training, objective="e2e_downstream"),
+        "e2e, in chunks": {"objective": "e2e", "e2e.kl_chunk": chunk},
+        "e2e, whole logits": {"objective": "e2e", "e2e.kl_chunk": size},
+        "e2e_downstream, in chunks": {"objective": "e2e_downstream", "e2e_downstream.kl_chunk": chunk},
     }
     cases, compile_s = {}, {}
     for title, variant in variants.items():
         start = time.perf_counter()
-        cases[title] = case(shape, lm, tokens, sae, variant)
+        training = configuration(size, **variant)
+        cases[title] = make_case(sae, training, shape.lm.d_model, tokens=tokens, lm=lm, hook=shape.hook)
         compile_s[title] = time.perf_counter() - start
-    parts = floor(shape, lm, tokens, sae, training)
-    seconds = common.in_turns(parts | {title: stepper(c) for title, c in cases.items()}, rounds)
+    parts = floor(shape, lm, tokens, sae, chunk)
+    seconds = common.in_turns(parts | {title: case.stepper() for title, case in cases.items()}, args.rounds)
     ms = {title: 1e3 * min(values) for title, values in seconds.items()}
     rows = []
-    for title, c in cases.items():
-        memory = c.compiled.memory_analysis()
+    for title, case in cases.items():
+        memory = case.compiled.memory_analysis()
         rows.append(
             {
                 "shape": name,
                 "sizes": f"{shape.contexts} contexts of {shape.T} tokens, {shape.hook} of {shape.lm.n_layer} blocks, "
-                f"d {shape.lm.n_embd}, V {shape.lm.vocab_size}, n {shape.n}, k {shape.k}",
+                f"d {shape.lm.d_model}, V {shape.lm.vocab_size}, n {shape.n}, k {shape.k}",
                 "variant": title,
                 "step_ms": ms[title],
                 "floor_ms": floor_ms(ms),
@@ -155,35 +130,27 @@ def measure(name: str, rounds: int) -> list[dict]:
                 "floor_parts_ms": {part: ms[part] for part in parts},
             }
         )
-    return rows
+    yield rows
 
 
 def show(rows: list[dict]):
     parts = ", ".join(f"{part} {ms:.0f}" for part, ms in rows[0]["floor_parts_ms"].items())
     print(f"\n{rows[0]['shape']}: floor {rows[0]['floor_ms']:.0f} ms ({parts})")
-    print(f"{'step':<28}{'ms':>8}{'ratio':>8}{'tokens/s':>10}{'temporaries MB':>16}{'peak MB':>10}{'compile s':>11}")
-    for row in rows:
-        print(
-            f"{row['variant']:<28}{row['step_ms']:>8.0f}{row['ratio']:>8.2f}{row['tokens_per_second']:>10.0f}"
-            f"{row['temporaries_mb']:>16.0f}{row['peak_mb']:>10.0f}{row['compile_s']:>11.1f}"
-        )
+    columns = {
+        "step": lambda row: row["variant"],
+        "ms": lambda row: f"{row['step_ms']:.0f}",
+        "ratio": lambda row: f"{row['ratio']:.2f}",
+        "tokens/s": lambda row: f"{row['tokens_per_second']:.0f}",
+        "temporaries MB": lambda row: f"{row['temporaries_mb']:.0f}",
+        "peak MB": lambda row: f"{row['peak_mb']:.0f}",
+        "compile s": lambda row: f"{row['compile_s']:.1f}",
+    }
+    common.print_table(columns, rows)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["small", "gpt2"])
-    parser.add_argument("--rounds", type=int, default=8, help="timed calls of each variant, taking turns")
-    parser.add_argument("--json", action="store_true", help="one object a line")
-    parser.add_argument("--keep", action="store_true", help="write benchmarks/results/e2e-*.json")
-    args = parser.parse_args()
-    device = jax.devices()[0]
-    for shape in args.shape:
-        rows = measure(shape, args.rounds)
-        print("\n".join(map(json.dumps, rows))) if args.json else show(rows)
-        if args.keep:
-            kind = device.device_kind.replace(" ", "-").lower()
-            facts = common.manifest() | {"jax": jax.__version__, "device": device.device_kind}
-            common.keep(f"e2e-{shape}-{kind}", facts, rows)
+    args = common.arguments(__doc__, SHAPES, ["small", "gpt2"], rounds=8).parse_args()
+    common.run("e2e", args, measure, show)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Markdown tables of the results that step.py, peers.py and e2e.py kept.
+"""Markdown tables of the results that step, compare_peers and e2e kept.
 
-    python benchmarks/table.py [--results FOLDER] [--write README.md]
+    python -m benchmarks.table [--results FOLDER] [--write README.md]
 
 With --write they take the place of what stands in that file between <!-- benchmarks --> and <!-- /benchmarks -->.
 """
@@ -9,8 +9,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import common
 
@@ -125,11 +123,11 @@ def replaced(text: str, inside: str) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder of results (%(default)s)")
-    parser.add_argument("--write", type=Path, help="file whose tables are replaced; printed unless given")
+    parser.add_argument("--write", type=Path, help="file whose tables are replaced; default: they are printed")
     args = parser.parse_args()
     made = tables(args.results)
     if not made:
-        sys.exit(f"{args.results} has no results: run step.py or peers.py with --keep first")
+        sys.exit(f"{args.results} has no results: run step or compare_peers with --keep first")
     if args.write is None:
         print(made)
         return

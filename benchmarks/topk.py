@@ -1,6 +1,6 @@
 """Ways to find the k largest of every row of [B, n], measured in turns in one process: which one should a GPU use?
 
-    python benchmarks/topk.py [--shape big wide] [--rounds 10] [--json] [--keep]
+    python -m benchmarks.topk [--shape big wide] [--rounds 10] [--json] [--keep]
 
 plain       lax.top_k: the lower index first where values are equal
 unstable    lax.top_k(is_stable=False), where this version of JAX has it: a faster kernel on GPUs
@@ -8,14 +8,9 @@ groups g    exact in two stages: the k largest of each of g groups of latents, t
 threshold   the k-th largest found bit by bit by counting, as AuxK does; it gives the threshold only
 """
 
-import argparse
 import inspect
-import json
-import sys
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from benchmarks import common
-from jaxsae.sae.threshold import reached_by
+from jaxsae.sae.kth_largest import kth_largest
 
 
 def two_stages(z, k: int, groups: int):
@@ -38,7 +33,7 @@ def two_stages(z, k: int, groups: int):
 def threshold(z, k: int):
     """The k-th largest of each row of z [B, n], or 0 where that is negative, [B]."""
 
-    return reached_by(lambda t: (z >= t[:, None]).sum(1) >= k, jnp.zeros_like(z[:, 0]))
+    return kth_largest(lambda t: (z >= t[:, None]).sum(1) >= k, jnp.zeros_like(z[:, 0]))
 
 
 def variants(shape: common.Shape) -> dict:
@@ -50,8 +45,8 @@ def variants(shape: common.Shape) -> dict:
     return found | {"threshold": partial(threshold, k=k)}
 
 
-def measure(name: str, rounds: int) -> list[dict]:
-    """A row for each way at a shape; each is held against NumPy first."""
+def measure(name: str, args) -> Iterator[list[dict]]:
+    """A row for each way at a shape; each is compared with NumPy first."""
     shape = common.SHAPES[name]
     z = jax.random.normal(jax.random.key(0), (shape.B, shape.n))
     want = -np.sort(-np.asarray(z[:8]), 1)[:, : shape.k]
@@ -62,31 +57,27 @@ def measure(name: str, rounds: int) -> list[dict]:
         least = out if way == "threshold" else -np.sort(-np.asarray(out[0]), 1)
         np.testing.assert_array_equal(least[:8], want[:, -1] if way == "threshold" else want)
         calls[way] = lambda run=run: jax.block_until_ready(run(z))
-    seconds = common.in_turns(calls, rounds)
+    seconds = common.in_turns(calls, args.rounds)
     plain = min(seconds["plain"])
-    return [
-        {"shape": name, "way": way, "ms": 1e3 * min(s), "to_plain": min(s) / plain, "rounds": rounds}
+    yield [
+        {"shape": name, "way": way, "ms": 1e3 * min(s), "to_plain": min(s) / plain, "rounds": args.rounds}
         for way, s in seconds.items()
     ]
 
 
+def show(rows: list[dict]):
+    print(f"\n{rows[0]['shape']}")
+    columns = {
+        "way": lambda row: row["way"],
+        "ms": lambda row: f"{row['ms']:.2f}",
+        "to plain": lambda row: f"{row['to_plain']:.2f}",
+    }
+    common.print_table(columns, rows)
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", nargs="+", choices=common.SHAPES, default=["small", "big"])
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--json", action="store_true", help="one object a line")
-    parser.add_argument("--keep", action="store_true", help="write benchmarks/results/topk-*.json")
-    args = parser.parse_args()
-    device = jax.devices()[0]
-    for name in args.shape:
-        rows = measure(name, args.rounds)
-        for row in rows:
-            print(
-                json.dumps(row) if args.json else f"{name:<7}{row['way']:<12}{row['ms']:9.2f} ms{row['to_plain']:8.2f}"
-            )
-        if args.keep:
-            facts = common.manifest() | {"jax": jax.__version__, "device": device.device_kind}
-            common.keep(f"topk-{name}-{device.device_kind.replace(' ', '-').lower()}", facts, rows)
+    args = common.arguments(__doc__, common.SHAPES, ["small", "big"], rounds=10).parse_args()
+    common.run("topk", args, measure, show)
 
 
 if __name__ == "__main__":

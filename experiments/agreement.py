@@ -16,30 +16,31 @@ though, the right form wins most often at similar CE increase: in 95 % and 95 % 
 % and 91 % with e2e + downstream; a mean like the model's may hide differences too large and too small. The model does
 not know nounpp (right on 53 %).
 
-    python experiments/agreement.py --lm MODEL --text STORIES.txt --pairs FOLDER
+    python -m experiments.agreement --lm MODEL --text STORIES.txt --pairs FOLDER
 
 MODEL is a folder or hub name of a model that knows agreement (a GPT-2 or GPT-Neo trained on TinyStories, say), STORIES
 text of its kind, FOLDER holds simple_train.json, nounpp_train.json and within_rc_train.json (JSON lines, as in the
-feature-circuits repository of Marks et al. 2024). Cost: about a quarter of an hour on 2 cores; the same command goes on
+feature-circuits repository of Marks et al. 2024). Cost: about a quarter of an hour on 2 cores; the same command resumes
 after a kill. Writes OUT/agreement.json and OUT/agreement.png.
 
 Templates on which the model itself is right less often than MIN_ACCURACY are measured and reported, but no conclusion
-is drawn from them: where the model's mean difference is near 0, a share of it is noise.
+is drawn from them: if the model's mean difference is near 0, a share of it is noise.
 """
 
-import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+import jax
 import tyro
 
-import jaxsae
 from experiments import e2e_pareto as pareto
 from experiments.grid import LABELS, STYLES, facts_of, figure, keep, plain, relu, train_all
-from jaxsae.config import Config
-from jaxsae.evals.agreement import accuracy, differences, faithfulness, read, tokenise, topk_curve
+from jaxsae import interop
+from jaxsae.config import Config, with_fields
+from jaxsae.distributed.mesh import make_mesh
+from jaxsae.evals.agreement import accuracy, differences, faithfulness
+from jaxsae.evals.pairs import read, tokenise
+from jaxsae.evals.topk_curve import topk_curve
 from jaxsae.lm import load, load_tokenizer, process_weights
 
 TEMPLATES = ("simple", "within_rc", "nounpp")
@@ -79,8 +80,7 @@ class Settings:
 def config(settings: Settings, kind: str, sparsity: float) -> Config:
     hook, coef = settings.hook, settings.downstream_coef
     made = relu(kind, hook, settings.n, settings.tokens, settings.lr, sparsity, coef)
-    model, data = replace(made.model, lm=settings.lm), replace(made.data, text=(settings.text,))
-    return replace(made, model=model, data=data, eval_tokens=16_384)
+    return with_fields(made, lm=settings.lm, text=(settings.text,), eval_tokens=16_384)
 
 
 def rows_of(settings: Settings, points: list[tuple[str, float]]) -> list[dict]:
@@ -121,6 +121,11 @@ def draw(facts: dict, path: Path):
 
 def main():
     settings = tyro.cli(Settings, description=__doc__)
+    with jax.set_mesh(mesh := make_mesh(1, 1)):
+        measure(settings, mesh)
+
+
+def measure(settings: Settings, mesh: jax.sharding.Mesh):
     files = {template: settings.pairs / f"{template}_train.json" for template in TEMPLATES}
     rows_read = {template: read(path, settings.examples) for template, path in files.items()}
     lm = process_weights(load(settings.lm))
@@ -145,7 +150,7 @@ def main():
         table = {"spread": chosen["spread"]}
         for kind in pareto.TYPES:
             run = next(r for r in rows if r["type"] == kind and r["sparsity"] == chosen[kind]["sparsity"])
-            sae = jaxsae.load(settings.runs / run["run"])
+            sae = interop.load(settings.runs / run["run"], mesh)
             values = {template: faithfulness(lm, sae, settings.hook, pairs[template]) for template in TEMPLATES}
             table[kind] = {"run": run, **values}
             said = ", ".join(f"{template} {v['faithfulness']:.1%}" for template, v in values.items())
@@ -156,7 +161,7 @@ def main():
         some, _ = tokenise(rows_read[template][: settings.curve_examples], tokenizer)
         for kind in pareto.TYPES:
             run = facts["faithfulness"]["similar L0"][kind]["run"]
-            curve = topk_curve(lm, jaxsae.load(settings.runs / run["run"]), settings.hook, some, KS)
+            curve = topk_curve(lm, interop.load(settings.runs / run["run"], mesh), settings.hook, some, KS)
             needed = {f"latents for {level:.0%} of the model's": enough(curve, level) for level in LEVELS}
             facts["curves"][template][kind] = {
                 "k": [int(k) for k in curve.ks],

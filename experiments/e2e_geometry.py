@@ -14,30 +14,27 @@ of the types comes near 1 after so little training. Nearest local neighbours are
 downstream (0.57), as claimed; of two modes there is no sign (dip test p 0.99 of 568 features before block 5; p 0.92
 before block 3, where there are 117, too few to tell two groups that overlap).
 
-    python experiments/e2e_geometry.py
+    python -m experiments.e2e_geometry
 
-Cost: a few minutes behind experiments/e2e_pareto.py, whose runs it uses (and trains where they are missing, with the
-same flags). Needs umap-learn, diptest and scipy (pip install -e ".[experiments]"). Writes OUT/e2e_geometry.json,
+Cost: a few minutes after experiments/e2e_pareto.py, whose runs it uses (and trains if they are missing, with the same
+flags). Needs umap-learn, diptest and scipy (pip install -e ".[experiments]"). Writes OUT/e2e_geometry.json,
 OUT/e2e_geometry.png and OUT/e2e_umap.png.
 
 A latent is alive here if it is active on 131 thousand tokens with weights at rest. Whether there are two modes is
-Hartigan's dip test, which rejects one mode where p is small; where they are is read from a kernel density estimate.
+Hartigan's dip test, which rejects one mode if p is small; where they are is read from a kernel density estimate.
 """
 
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import diptest
+import jax
 import numpy as np
 import tyro
 import umap
 from scipy import stats
 
-import jaxsae
 from experiments import e2e_pareto as pareto
-from experiments.grid import LABELS, STYLES, figure, keep, tokens_of
+from experiments.grid import LABELS, STYLES, figure, keep, subjects
 from jaxsae.evals.geometry import alive, directions, frequencies, nearest, nearest_other
 
 TOKENS = 131_072  # of training text, over which a latent is alive if it is active once
@@ -45,12 +42,17 @@ DRAWS = 20  # of as many latents from each dictionary
 THINNED = "mean of the largest cosine, dictionaries thinned to the smallest one's size"
 
 
-def dictionary(settings: pareto.Settings, layer: int, kind: str, sparsity: float, seed: int):
-    """Unit rows of the living latents."""
-    config = pareto.config(settings, layer, kind, sparsity, seed)
-    lm, tokens = tokens_of(config, "train", TOKENS)
-    sae = jaxsae.load(settings.runs / pareto.name(layer, kind, sparsity, seed))
-    return directions(sae, alive(frequencies(lm, sae, config.model.hook, tokens)))
+def dictionaries_of(settings: pareto.Settings, layer: int, rows: dict[str, dict], seed: int) -> dict:
+    """{type: unit rows of the living latents}, of a run of each type at one layer."""
+    if not rows:
+        return {}
+    name = lambda kind, row: pareto.name(layer, kind, row["sparsity"], seed)
+    folders = {kind: settings.runs / name(kind, row) for kind, row in rows.items()}
+    found = {}
+    for kind, subject in subjects(folders, "train", TOKENS).items():
+        with jax.set_mesh(subject.mesh):
+            found[kind] = np.asarray(directions(subject.sae, alive(frequencies(subject))))
+    return found
 
 
 def mean(values) -> dict:
@@ -89,14 +91,14 @@ def modes(values) -> dict:
 def measure(settings: pareto.Settings, layer: int, matched: list[dict]) -> tuple[dict, dict, dict]:
     """Facts, samples of cosines to draw, and the dictionaries of the first seed."""
     first = {row["type"]: row for row in pareto.select(matched, seed=0)}
-    dictionaries = {kind: dictionary(settings, layer, kind, row["sparsity"], 0) for kind, row in first.items()}
+    dictionaries = dictionaries_of(settings, layer, first, 0)
     samples = {"within": {kind: nearest_other(D) for kind, D in dictionaries.items()}}
     # A nearest one is the nearer, the more there are.
     size = min(map(len, dictionaries.values()))
     equal = {"within": {kind: thinned(nearest_other, size, D) for kind, D in dictionaries.items()}}
     others = {row["type"]: row for row in pareto.select(matched, seed=1)}
     if others:
-        second = {kind: dictionary(settings, layer, kind, row["sparsity"], 1) for kind, row in others.items()}
+        second = dictionaries_of(settings, layer, others, 1)
         samples["cross-seed"] = {kind: nearest(D, second[kind]) for kind, D in dictionaries.items()}
         size = min(size, *map(len, second.values()))
         equal["cross-seed"] = {kind: thinned(nearest, size, D, second[kind]) for kind, D in dictionaries.items()}

@@ -1,36 +1,32 @@
 """What becomes of an autoencoder's errors in later layers?
 
 Claim (Braun et al. 2024, sec. 3.3 and app. B): an autoencoder trained end to end reconstructs its own layer badly, and
-the layers behind it much better but never as well as a local one does; with downstream errors in the loss it is as
+the later layers much better but never as well as a local one does; with downstream errors in the loss it is as
 close to the original at later layers as a local one. Its output is much shorter than the activation: of e2e most of all
 at position 0, of e2e + downstream so before block 2 of GPT-2 only, while before blocks 6 and 10 it is right there.
 
 Found here, at similar CE increase, one seed: the errors are as claimed. Before block 3 the squared error of e2e is 13
 times local's at its own place and 1.8 times at the end of the model; before block 5, 6 times and 2.9 times. That of e2e
-+ downstream is 5 times local's before block 3, 1.3 times behind the next block and 1.05 times at the end; before block
-5 it is twice local's, and 1.03 times behind that block, which is the end and the only error it was trained on. Outputs
++ downstream is 5 times local's before block 3, 1.3 times after the next block and 1.05 times at the end; before block
+5 it is twice local's, and 1.03 times after that block, which is the end and the only error it was trained on. Outputs
 are shorter before block 3 (e2e 0.59 of the activation, e2e + downstream 0.75, local 0.97). At position 0 they are 0.58
 and 0.82: e2e is not shorter there than elsewhere, and e2e + downstream longer, as in the deeper of the paper's layers.
 Before block 5 it is 0.56 instead of 0.65 for e2e, and 0.77 instead of 0.78 for e2e + downstream. The activation at
 position 0 is not far longer than the others in this model, as it is in GPT-2.
 
-    python experiments/e2e_layers.py
+    python -m experiments.e2e_layers
 
-Cost: a few minutes behind experiments/e2e_pareto.py, whose runs it uses (and trains where they are missing, with the
-same flags). Writes OUT/e2e_layers.json and OUT/e2e_layers.png.
+Cost: a few minutes after experiments/e2e_pareto.py, whose runs it uses (and trains if they are missing, with the same
+flags). Writes OUT/e2e_layers.json and OUT/e2e_layers.png.
 """
 
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tyro
 
-import jaxsae
 from experiments import e2e_pareto as pareto
-from experiments.grid import LABELS, STYLES, figure, keep, log_scale, tokens_of
-from jaxsae.evals.layers import measure
+from experiments.grid import LABELS, STYLES, figure, keep, log_scale, subjects
+from jaxsae.evals import measure
 
 TOKENS = 65_536  # held out
 
@@ -74,13 +70,11 @@ def main():
     for layer in (settings.layer, settings.other_layer):
         chosen = pareto.triple(pareto.select(rows, layer=layer, seed=0), "delta_ce")
         facts[f"layer {layer}"] = {"spread of the CE increase": chosen["spread"]}
-        for kind in pareto.TYPES:
-            row = chosen[kind]
-            config = pareto.config(settings, layer, kind, row["sparsity"], row["seed"])
-            lm, tokens = tokens_of(config, "held_out", TOKENS)
-            places = measure(lm, jaxsae.load(pareto.folder(settings, row)), config.model.hook, tokens)
+        folders = {kind: pareto.folder(settings, chosen[kind]) for kind in pareto.TYPES}
+        for kind, subject in subjects(folders, "held_out", TOKENS).items():
+            row, places = chosen[kind], measure("later_layers", subject)
             facts[f"layer {layer}"][kind] = {"run": row, "places": places}
-            here = places[config.model.hook]
+            here = places[subject.hook]
             print(
                 f"layer {layer} {LABELS[kind]:<17} CE +{row['delta_ce']:.3f}  L0 {row['l0']:.0f}  "
                 f"||xhat||/||x|| at position 0 {here['pos0_l2_ratio']:.2f}, elsewhere {here['no_pos0_l2_ratio']:.2f}  "

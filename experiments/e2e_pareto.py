@@ -13,10 +13,10 @@ of 0.38. Before block 5 (one seed) 0.67, from 0.84 at 0.17 nats to 0.58 at 0.47.
 increase at equal L0 is 0.69 (0.66 to 0.72) of local's for e2e at L0 51 to 73, and 0.68 (0.65 to 0.70) for e2e +
 downstream at 51 to 115, before block 3: not below 0.45. Fewer features in all holds for e2e + downstream (0.86, 0.79 to
 0.93; 0.96 before block 5) and fails for e2e, which keeps 2.7 times as many alive at the lower end and 1.7 times at the
-upper (2.0 and 1.1 before block 5). What e2e gains is the less, the more latents are active; it was behind local
+upper (2.0 and 1.1 before block 5). What e2e gains is the less, the more latents are active; it was worse than local
 nowhere.
 
-    python experiments/e2e_pareto.py
+    python -m experiments.e2e_pareto
 
 Cost: about an hour on 2 cores. It trains ReLU autoencoders of the embedded language model on a grid of sparsity
 coefficients at two layers, five seeds at one of them (seeds after the first leave out the sparsest), and searches for
@@ -32,19 +32,16 @@ where the other experiments find them.
 """
 
 import itertools
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import tyro
 from scipy import stats
 
 from experiments.grid import LABELS, RESULTS, STYLES, facts_of, figure, keep, log_scale, plain, relu, train_all
-from jaxsae.config import Config
+from jaxsae.config import Config, with_fields
 
 TYPES = ("local", "e2e", "e2e_downstream")
 SPARSITY = {
@@ -81,7 +78,7 @@ class Settings:
 def config(settings: Settings, layer: int, kind: str, sparsity: float, seed: int) -> Config:
     hook = f"blocks.{layer}.hook_resid_pre"
     made = relu(kind, hook, settings.n, settings.tokens, settings.lr, sparsity, settings.downstream_coef)
-    return replace(made, training=replace(made.training, seed=seed), eval_tokens=settings.eval_tokens)
+    return with_fields(made, seed=seed, eval_tokens=settings.eval_tokens)
 
 
 def name(layer: int, kind: str, sparsity: float, seed: int) -> str:

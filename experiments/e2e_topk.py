@@ -14,26 +14,23 @@ single runs, not among the results (1.5 million, without AuxK): the KL alone +0.
 (+0.177 with AuxK), and +0.115 at k 32, where local is +0.102: it needs more tokens than local training, the more so the
 larger k.
 
-    python experiments/e2e_topk.py
+    python -m experiments.e2e_topk
 
 Cost: about thirty-five minutes on 2 cores: for each k, autoencoders of the embedded language model trained locally, end
 to end, and end to end with the reconstruction error beside, from random weights, on the same tokens, the best of two
 learning rates each; and the best local one trained on, end to end or, as a control, locally, on half as many tokens
-again. The same command goes on after a kill. Writes OUT/e2e_topk.json and OUT/e2e_topk.png.
+again. After a kill, the same command resumes. Writes OUT/e2e_topk.json and OUT/e2e_topk.png.
 """
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tyro
 
 from experiments.grid import RESULTS, STYLES, figure, keep, log_scale, plain, train_all
-from jaxsae.config import Config
+from jaxsae.config import Config, with_fields
 from jaxsae.presets import preset
-from jaxsae.training.config import SAEConfig
+from jaxsae.sae.config import SAEConfig
 
 OBJECTIVES = ("local", "e2e")
 # KL and the reconstruction error of the autoencoder's own place.
@@ -62,23 +59,30 @@ class Settings:
 def config(settings: Settings, k: int, objective: str, lr: float, **training) -> Config:
     """A TopK autoencoder whose learning rate falls to 0; `objective` is one of OBJECTIVES, or BOTH."""
     if objective == BOTH:
-        objective, training = "e2e", training | {"reconstruction_coef": settings.reconstruction_coef}
-    base = preset("braun-embedded-local")
-    common = {"tokens": settings.tokens, "batch_size": 1024, "schedule": "linear", "lr_end": 0.0, "seed": 0}
-    settled = replace(base.training, warmup=settings.tokens // 20, error_unit="variance", clip=None, ema=None)
-    return replace(
-        base,
-        model=replace(base.model, hook=settings.hook),
-        sae=SAEConfig(settings.n, k),
-        training=replace(settled, objective=objective, lr=lr, **(common | training)),
-        log=replace(base.log, checkpoint_every=10**6),
-        eval_tokens=settings.eval_tokens,
-    )
+        objective, training = "e2e", training | {"e2e.reconstruction_coef": settings.reconstruction_coef}
+    numbers = {
+        "objective": objective,
+        "hook": settings.hook,
+        "tokens": settings.tokens,
+        "batch_size": 1024,
+        "lr": lr,
+        "schedule": "linear",
+        "warmup": settings.tokens // 20,
+        "lr_end": 0.0,
+        "grad_clip": None,
+        "ema": None,
+        "mse_scale": "variance",
+        "seed": 0,
+        "checkpoint_every": 10**6,
+        "eval_tokens": settings.eval_tokens,
+    }
+    base = replace(preset("braun-embedded-local"), sae=SAEConfig(settings.n, k))
+    return with_fields(base, **numbers | training)
 
 
 def further(settings: Settings, k: int, objective: str, start: str) -> Config:
     """The local autoencoder of that run, trained on, on other contexts than those at the start of its own training."""
-    more = {"start": str(settings.runs / start), "tokens": settings.more, "warmup": 0, "seed": 1, "auxk_coef": 0.0}
+    more = {"init_from": str(settings.runs / start), "tokens": settings.more, "warmup": 0, "seed": 1, "auxk_coef": 0.0}
     return config(settings, k, objective, settings.more_lr, **more)
 
 

@@ -8,25 +8,22 @@ same L0; trained on locally with the same learning rates, they close 7 % and 5 %
 (and falls in the control). The largest learning rate tried, 1e-3, was the best one each time, chosen and reported on
 the same held-out tokens; at 3e-4 it is 14 % and 22 %.
 
-    python experiments/finetune_kl.py
+    python -m experiments.finetune_kl
 
 Cost: about ten minutes on 2 cores: a TopK and a ReLU autoencoder of the embedded language model trained locally, and
 each trained further for a fifth of its tokens, on KL and squared error or, as a control, locally with the same falling
-learning rate. The same command goes on after a kill. Writes OUT/finetune_kl.json and OUT/finetune_kl.png.
+learning rate. After a kill, the same command resumes. Writes OUT/finetune_kl.json and OUT/finetune_kl.png.
 """
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tyro
 
 from experiments.grid import RESULTS, figure, keep, plain, train_all
-from jaxsae.config import Config
+from jaxsae.config import Config, with_fields
 from jaxsae.presets import preset
-from jaxsae.training.config import SAEConfig
+from jaxsae.sae.config import SAEConfig
 
 LRS = (1e-4, 3e-4, 1e-3)
 
@@ -49,23 +46,27 @@ class Settings:
 
 def first(settings: Settings, family: str) -> Config:
     """Local training."""
+    numbers = {
+        "sae.n": settings.n,
+        "tokens": settings.tokens,
+        "warmup": settings.tokens // 20,
+        "lr": 5e-3,
+        "checkpoint_every": 10**6,
+        "eval_tokens": settings.eval_tokens,
+    }
     base = preset("braun-embedded-local")
-    training = replace(base.training, tokens=settings.tokens, warmup=settings.tokens // 20, lr=5e-3)
-    log = replace(base.log, checkpoint_every=10**6)
     if family == "relu":
-        sae, training = replace(base.sae, n=settings.n), replace(training, sparsity=settings.sparsity)
-    else:
-        sae, training = SAEConfig(settings.n, settings.k), replace(training, lr=2e-3, error_unit="variance")
-    return replace(base, sae=sae, training=training, log=log, eval_tokens=settings.eval_tokens)
+        return with_fields(base, **numbers, sparsity=settings.sparsity)
+    base = replace(base, sae=SAEConfig(settings.n, settings.k))
+    return with_fields(base, **numbers | {"lr": 2e-3, "mse_scale": "variance"})
 
 
 def further(settings: Settings, family: str, objective: str, lr: float) -> Config:
     """The same autoencoder, trained on, its learning rate falling to 0."""
-    base = first(settings, family)
-    training = replace(
-        base.training,
+    return with_fields(
+        first(settings, family),
         objective=objective,
-        start=str(settings.runs / family),
+        init_from=str(settings.runs / family),
         tokens=settings.more,
         warmup=0,
         schedule="linear",
@@ -75,7 +76,6 @@ def further(settings: Settings, family: str, objective: str, lr: float) -> Confi
         # Other contexts than those at the start of the first run.
         seed=1,
     )
-    return replace(base, training=training)
 
 
 def draw(facts: dict, path: Path):

@@ -13,11 +13,14 @@ from matplotlib.ticker import LogLocator, NullLocator
 from tqdm import tqdm
 
 from benchmarks.common import manifest
-from jaxsae import folder as folders
-from jaxsae.config import Config
+from jaxsae import interop
+from jaxsae.config import Config, with_fields
+from jaxsae.evals.subject import Subject
 from jaxsae.presets import preset
-from jaxsae.run import train
-from jaxsae.setting import make_setting
+from jaxsae.run import folder as folders
+from jaxsae.run.eval_config import EvalConfig
+from jaxsae.run.evaluate import open_subject
+from jaxsae.run.train import train
 
 RESULTS = Path(__file__).parent / "results"
 # Told apart in greyscale by shade, marker and dash; the colours are for those who see them.
@@ -32,7 +35,7 @@ LABELS = {"local": "local", "e2e": "e2e", "e2e_downstream": "e2e + downstream"}
 def train_all(configs: dict[str, Config], folder: Path, workers: int) -> dict[str, dict]:
     """{name: summary} of every run, each in folder/NAME; what is finished there is not trained again.
 
-    `workers` processes train at once, each on its share of the cores. Raises BadInput where a run there had another
+    `workers` processes train at once, each on its share of the cores. Raises BadInput if a run there had another
     configuration.
     """
     configs = {name: replace(c, run=str(folder / name), resume=True) for name, c in configs.items()}
@@ -62,15 +65,10 @@ def relu(kind: str, hook: str, n: int, tokens: int, lr: float, sparsity: float, 
 
     `kind` is the objective; the learning rate rises over a twentieth of the tokens.
     """
-    base = preset(f"braun-embedded-{kind}")
-    numbers = {"tokens": tokens, "lr": lr, "sparsity": sparsity, "downstream_coef": downstream_coef}
-    return replace(
-        base,
-        model=replace(base.model, hook=hook),
-        sae=replace(base.sae, n=n),
-        training=replace(base.training, warmup=tokens // 20, **numbers),
-        log=replace(base.log, checkpoint_every=10**6),
-    )
+    numbers = {"sae.n": n, "tokens": tokens, "lr": lr, "sparsity": sparsity, "warmup": tokens // 20}
+    if kind == "e2e_downstream":
+        numbers["e2e_downstream.downstream_coef"] = downstream_coef
+    return with_fields(preset(f"braun-embedded-{kind}"), hook=hook, checkpoint_every=10**6, **numbers)
 
 
 def facts_of(config: Config, summary: dict) -> dict:
@@ -88,11 +86,14 @@ def _pin(free):
         os.dup2(file.fileno(), 2)
 
 
-def tokens_of(config: Config, split: str, tokens: int):
-    """The language model of a configuration, and contexts [b, T] with about so many tokens of its text."""
-    setting = make_setting(replace(config, training=replace(config.training, mesh=(1, 1))))
-    source = {"train": setting.source, "held_out": setting.held_out}[split]
-    return setting.lm, source.host(0, min(len(source), -(-tokens // config.data.context)))
+def subjects(folders: dict[str, Path], split: str, tokens: int) -> dict[str, Subject]:
+    """{name: subject} of runs of one language model, hook point and text, which are opened once, on one device.
+
+    The contexts hold about so many tokens of `split`, "train" or "held_out".
+    """
+    first, *_ = folders.values()
+    subject = open_subject(first, EvalConfig(tokens=tokens, mesh=(1, 1)), split)
+    return {name: replace(subject, sae=interop.load(path, subject.mesh), raw=None) for name, path in folders.items()}
 
 
 def plain(settings) -> dict:

@@ -3,10 +3,10 @@
 Claim: a GPT-2 of 3.5 million parameters, small enough for a Python package, learns enough English and Python in two
 hours on two CPU cores to have features worth finding (at most 1.9 bits per byte on novels that it never saw).
 
-    python experiments/pretrain_embedded_lm.py --novels novels.tar.xz --out runs/embedded
+    python -m experiments.pretrain_embedded_lm --novels novels.tar.xz --out runs/embedded
 
-Cost: about an hour and a half on 2 cores. Checkpoints every few minutes; the same command with --resume goes on after a
-kill. The learning rate is constant and then falls linearly to zero over the last part of the run, so a resumed run
+Cost: about an hour and a half on 2 cores. Checkpoints every few minutes; after a kill, add --resume.
+The learning rate is constant and then falls linearly to zero over the last part of the run, so a resumed run
 may change --tokens until that part begins.
 
 Training text: nine of ten novels in alphabetical order and the standard library without email, json and unittest.
@@ -34,9 +34,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
 from jaxsae.data.text import END_OF_TEXT, stdlib_files
-from jaxsae.data.tokens import contexts
-from jaxsae.lm.gpt2 import GPT2, GPT2Config
-from jaxsae.lm.weights import load, to_hf
+from jaxsae.lm.gpt2 import GPT2, GPT2Config, to_hf
+from jaxsae.lm.tokenizer import make_tokenizer
+from jaxsae.lm.weights import load
 
 HELD_OUT_PACKAGES = ("email", "json", "unittest")
 
@@ -102,23 +102,9 @@ def train_tokenizer(documents: list[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-@dataclasses.dataclass(frozen=True)
-class Encoder:
-    """A tokenizer in the form that `jaxsae.data.tokens.contexts` wants."""
-
-    tokenizer: Tokenizer
-
-    @property
-    def end_of_text(self) -> int:
-        return self.tokenizer.token_to_id(END_OF_TEXT)
-
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
-
-
 def pack(tokenizer: Tokenizer, documents: list[str], context: int) -> np.ndarray:
     """Documents, each after END_OF_TEXT, cut into contexts, uint16 [N, context]."""
-    return np.stack(list(contexts(documents, Encoder(tokenizer), context))).astype(np.uint16)
+    return np.stack(list(make_tokenizer(tokenizer, "").pack(documents, context))).astype(np.uint16)
 
 
 def token_losses(params, tokens, model):
@@ -189,7 +175,7 @@ def main(config: Config):
 
     shape = GPT2Config(
         config.vocab_size, config.context, config.n_embd, config.n_layer, config.n_head, 4 * config.n_embd,
-        products="bfloat16",
+        precision="bfloat16",
     )  # fmt: skip
     model = GPT2(shape)
     params = jax.jit(model.init)(jax.random.key(config.seed), jnp.zeros((1, 8), jnp.int32))["params"]
@@ -266,7 +252,7 @@ def initialise(params, key, n_layer):
 
 @partial(jax.jit, static_argnums=(3, 4))
 def sample_text(params, tokens, key, model, temperature):
-    """Fill tokens [1, T] behind the first by sampling from the model."""
+    """Fill tokens [1, T] after the first by sampling from the model."""
 
     def fill(i, carry):
         tokens, key = carry
@@ -283,10 +269,10 @@ def export(config: Config, folder: Path, tokenizer, params, model, data, curve, 
     shape = model.config
     tensors = {k: v.astype(np.float16) for k, v in to_hf(params, shape).items()}
     save_file(tensors, folder / "model.safetensors", {"format": "np"})
-    end = Encoder(tokenizer).end_of_text
+    end = tokenizer.token_to_id(END_OF_TEXT)
     hf = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "tie_word_embeddings": True}
-    keys = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "activation_function")
-    hf |= {key: getattr(shape, key) for key in keys}
+    hf |= {"vocab_size": shape.vocab_size, "n_positions": shape.n_ctx, "n_embd": shape.d_model}
+    hf |= {key: getattr(shape, key) for key in ("n_layer", "n_head", "n_inner", "activation_function")}
     hf |= {"layer_norm_epsilon": shape.layer_norm_epsilon, "bos_token_id": end, "eos_token_id": end}
     (folder / "config.json").write_text(json.dumps(hf, indent=1) + "\n")
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -6,16 +6,16 @@ __version__ = "0.1.0"
 
 # Public names and where they live; imported when first used, so that `import jaxsae` costs little more than JAX.
 _NAMES = {
-    "SAE": "jaxsae.sae.struct",
-    "Spec": "jaxsae.sae.struct",
-    "Code": "jaxsae.sae.struct",
-    "encode": "jaxsae.sae.forward",
-    "decode": "jaxsae.sae.forward",
-    "dense": "jaxsae.sae.forward",
+    "SAE": "jaxsae.sae.types",
+    "Spec": "jaxsae.sae.types",
+    "Code": "jaxsae.sae.types",
+    "encode": "jaxsae.sae.encode",
+    "decode": "jaxsae.sae.encode",
+    "dense": "jaxsae.sae.encode",
     "with_topk": "jaxsae.sae.swap",
     "with_threshold": "jaxsae.sae.swap",
-    "load": "jaxsae.sae.files",
-    "describe": "jaxsae.sae.files",
+    "load": "jaxsae.run.saved",
+    "describe": "jaxsae.run.saved",
     "BadInput": "jaxsae.errors",
 }
 _MODULES = ("lm",)

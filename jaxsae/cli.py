@@ -1,25 +1,29 @@
 """The command `jaxsae`. Exit status: 0 done, 1 failed, 2 bad input, 130 or 143 interrupted and saved.
 
-With --distributed each process has one, the same for all. Where one process dies, the others end with 1, or with 134
-where JAX notices first and aborts them.
+With --distributed each process has one, the same for all. If one process dies, the others end with 1, or with 134 if
+JAX notices first and aborts them.
 """
 
+import argparse
 import errno
 import logging
 import signal
 import sys
 import traceback
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from jaxsae import processes
-from jaxsae.config import FLAT, Config, from_json, without_effect
+from jaxsae import compatibility, evals
+from jaxsae.config import Config, from_json, with_fields, without_effect, written_by_0_1
+from jaxsae.distributed import processes
+from jaxsae.distributed.processes import DistributedConfig
 from jaxsae.errors import BadInput, Interrupted
-from jaxsae.processes import DistributedConfig
-from jaxsae.training.config import TrainingConfig
+from jaxsae.run.eval_config import EvalConfig
+from jaxsae.sae.config import FLAT
 
 Debug = Annotated[bool, tyro.conf.arg(help="Show tracebacks.")]
 
@@ -31,24 +35,23 @@ class Train:
     Without any flag: a TopK autoencoder of the embedded language model, on the source files of the standard library.
     """
 
-    config: Annotated[Config, FLAT] = field(default_factory=Config)
+    settings: Annotated[Config, FLAT] = field(default_factory=Config)
+    config: str | None = None
+    """Defaults of all other flags from a config.json, of a run or written by hand."""
     preset: str | None = None
     """Defaults of all other flags from a published run, or from its small twin: see jaxsae/presets.py."""
     debug: Debug = False
-    flags: tyro.conf.Suppress[frozenset[str]] = frozenset()
-    """Those that were typed."""
 
-    def __call__(self):
-        from jaxsae.folder import default_folder
-        from jaxsae.run import table, train
+    def __call__(self, flags: set[str]):
+        from jaxsae.run.record import table
+        from jaxsae.run.train import started, train
 
-        processes.start(self.config.distributed)
-        if processes.is_first():
-            for note in without_effect(self.config, self.flags):
+        config = started(self.settings)
+        if processes.is_primary():
+            for note in without_effect(config, flags):
                 print(f"jaxsae: {note}", file=sys.stderr)
-        config = replace(self.config, run=self.config.run or default_folder(self.config))
         summary = train(config)
-        if processes.is_first():
+        if processes.is_primary():
             print(table(summary))
             print(f"\nsaved in {config.run}: sae/, summary.json, training.png")
 
@@ -59,54 +62,82 @@ class Eval:
 
     folder: tyro.conf.Positional[str]
     """Run folder, or a folder with an exported autoencoder."""
-    tokens: int = 262_144
-    """Held-out tokens."""
-    text: tuple[str, ...] = ()
-    """Text sources, of which every twentieth document is used; those of the run unless given."""
-    mesh: tuple[int, int] | None = None
-    """Devices along `data` and along `latent`; chosen as in training unless given."""
+    metrics: tuple[Literal[("all", *evals.EVALUATIONS)], ...] = ("standard",)
+    """Evaluations by name; all: those that can be computed here."""
+    out: str | None = None
+    """Folder to write eval.json into; default: the evaluated one, or that of the evaluated file."""
+    on: Annotated[EvalConfig, FLAT] = field(default_factory=EvalConfig)
+    evaluations: Annotated[evals.EvaluationConfigs, FLAT] = field(default_factory=evals.EvaluationConfigs)
     distributed: Annotated[DistributedConfig, FLAT] = field(default_factory=DistributedConfig)
     debug: Debug = False
 
-    def __post_init__(self):
-        if self.tokens < 1:
-            raise BadInput(f"--tokens is {self.tokens}: give at least 1")
-
-    def __call__(self):
-        from jaxsae.run import evaluate, table
+    def __call__(self, flags: set[str]):
+        from jaxsae.run.compiled import keep_compiled
+        from jaxsae.run.evaluate import evaluate
+        from jaxsae.run.record import table
 
         processes.start(self.distributed)
-        metrics = evaluate(Path(self.folder), self.tokens, self.mesh, self.text)
-        if processes.is_first():
-            print(table(metrics))
+        keep_compiled()
+        path = Path(self.folder)
+        # A file has no room for results: they go beside it.
+        out = Path(self.out) if self.out else path.parent if path.is_file() else path
+        results = evaluate(path, self.on, self.metrics, self.evaluations, out)
+        if processes.is_primary():
+            print(table(results))
+            print(f"\nsaved in {out}: eval.json")
 
 
 @dataclass(frozen=True)
-class Plan:
+class Export:
+    """Write a checkpoint of a run as an autoencoder: sae.safetensors and config.json."""
+
+    folder: tyro.conf.Positional[str]
+    """Run folder."""
+    step: int | None = None
+    """Step of the checkpoint; default: the newest."""
+    out: str | None = None
+    """Folder to write; default: sae/ in the run folder, or sae-STEP/ with --step."""
+    debug: Debug = False
+
+    def __call__(self, flags: set[str]):
+        from jaxsae.run.export import export
+
+        print(f"saved in {export(Path(self.folder), self.step, self.out and Path(self.out))}")
+
+
+@dataclass(frozen=True)
+class PlanCommand:
     """Say whether a run fits devices that need not be here, and how long its steps take at least.
 
     With libtpu (pip install jaxsae[tpu]) the step is compiled for a TPU; else all is counted from formulas.
     """
 
-    config: Annotated[Config, FLAT] = field(default_factory=Config)
+    settings: Annotated[Config, FLAT] = field(default_factory=Config)
+    config: str | None = None
+    """Defaults of all other flags from a config.json, of a run or written by hand."""
+    preset: str | None = None
+    """Defaults of all other flags from a published run, or from its small twin: see jaxsae/presets.py."""
     topology: str | None = None
     """Devices: v4, v5e, v5p, v6e or tpu7x with the shape of a slice (v5p:4x4x4), or GPUs by number and hosts (h100:8,
-    h100:2x8); those of this machine unless given."""
+    h100:2x8); default: those of this machine."""
     d_model: int | None = None
-    """Width of the activations; that of --activations or of the language model unless given."""
+    """Width of the activations; default: that of --activations or of the language model."""
     json: bool = False
     """Print one JSON object."""
     find_largest_n: bool = False
     """Plan the largest --sae.n that fits."""
     compile: bool = True
-    """Compile for TPUs where libtpu is installed."""
+    """Compile for TPUs if libtpu is installed."""
     debug: Debug = False
 
-    def __call__(self):
-        from jaxsae.planning import command
+    def __call__(self, flags: set[str]):
+        from jaxsae.planning import command, report
 
-        plan = command.run(self.config, self.topology, self.d_model, self.find_largest_n, self.compile)
-        print(command.text(plan, self.json))
+        plan = command.run(self.settings, self.topology, self.d_model, self.find_largest_n, self.compile)
+        print(report.to_json(plan) if self.json else report.table(plan))
+
+
+COMMANDS: dict[str, type] = {"train": Train, "eval": Eval, "export": Export, "plan": PlanCommand}
 
 
 def main(args: list[str] | None = None) -> int:
@@ -120,10 +151,8 @@ def main(args: list[str] | None = None) -> int:
     # While it trains, a run saves first (training/loop.py). Elsewhere this lets what is half written be tidied up.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        train = tyro.conf.subcommand("train", default=Train(_defaults(args), flags=frozenset(_flags(args))))
-        plan = tyro.conf.subcommand("plan", default=Plan(_defaults(args)))
-        kinds = Annotated[Train, train] | Annotated[Eval, tyro.conf.subcommand("eval")] | Annotated[Plan, plan]
-        tyro.cli(kinds, args=args, prog="jaxsae")()
+        command, flags = parse(args)
+        command(flags)
         return processes.end(0)
     except SystemExit as stop:
         processes.end(stop.code if isinstance(stop.code, int) else 1, stop)
@@ -138,39 +167,68 @@ def main(args: list[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def _flags(args: list[str]) -> dict[str, str | None]:
-    """What was typed behind each flag."""
-    given = {}
-    for flag, value in zip(args, (*args[1:], None)):
-        name, _, inline = flag.partition("=")
-        given[name.replace("_", "-") if name.startswith("--") else name] = inline or value
-    return given
+def parse(args: list[str]) -> tuple[Callable, set[str]]:
+    """The command of a command line, and the flags that were typed. Raises BadInput, or SystemExit from --help."""
+    if not args or args[0] in ("-h", "--help"):
+        lines = [f"    jaxsae {name:<8}{kind.__doc__.splitlines()[0]}" for name, kind in COMMANDS.items()]
+        print("\n".join(["usage: jaxsae COMMAND [flags]", "", *lines, "", "jaxsae COMMAND --help explains its flags."]))
+        sys.exit(0 if args else 2)
+    name, *args = args
+    if name not in COMMANDS:
+        raise BadInput(f"there is no command {name!r}: allowed are {', '.join(COMMANDS)}")
+    kind, default, objective = COMMANDS[name], {}, "local"
+    if "settings" in kind.__dataclass_fields__:
+        settings = default_config(compatibility.current_flags(args, objective)[0])
+        default, objective = {"default": kind(settings=settings)}, settings.training.objective
+    args, notes = compatibility.current_flags(args, objective)
+    for note in notes:
+        print(f"jaxsae: {note}", file=sys.stderr)
+    command = tyro.cli(kind, args=args, prog=f"jaxsae {name}", **default)
+    return command, {compatibility.normal(arg) for arg in args if arg.startswith("--")}
 
 
-def _defaults(args: list[str]) -> Config:
-    """What the flags of `jaxsae train` mean unless given: a preset's, or those of the autoencoder to start from."""
-    given = _flags(args)
-    if given.get("--preset") and given.get("--start"):
-        raise BadInput("--preset and --start both say what the other flags mean: give one of them")
-    if given.get("--preset"):
+def default_config(args: list[str]) -> Config:
+    """What the flags of `jaxsae train` default to: a file's, a preset's, or those of the autoencoder to start from.
+
+    In this order: --config, --preset, a run of version 0.1 that is resumed (it had other defaults), --init-from (a
+    resumed run's own), the defaults.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--config", "--preset", "--init-from", "--run", "--lm", "--objective"):
+        early.add_argument(flag, flag.replace("-", "_").replace("__", "--", 1))
+    early.add_argument("--resume", action="store_true")
+    typed = early.parse_known_args(args)[0]
+    sources = [flag for flag, value in (("--config", typed.config), ("--preset", typed.preset)) if value]
+    sources += ["--init-from"] if typed.init_from and not typed.config else []
+    if len(sources) > 1:
+        raise BadInput(f"{' and '.join(sources)} both say what the other flags default to: give one of them")
+    if typed.config:
+        # Where that run was written, and whether it was resumed, is not what is asked for.
+        return with_fields(from_json(Path(typed.config)), run=None, resume=False)
+    if typed.preset:
         from jaxsae.presets import preset
 
-        return preset(given["--preset"])
-    if not given.get("--start"):
+        return preset(typed.preset)
+    own = Path(typed.run or "") / "config.json"
+    resumed = typed.resume and typed.run and own.exists()
+    if resumed and written_by_0_1(own):
+        return with_fields(from_json(own), run=None, resume=False)
+    if not typed.init_from:
         return Config()
-    from jaxsae.run import config_of_export
+    from jaxsae.run.saved import config_of
 
-    # A run that is gone on with has said so itself, wherever it once started from.
-    run = Path(given.get("--run") or "") / "config.json"
-    goes_on = "--resume" in given and given.get("--run") and run.exists()
-    saved = from_json(run) if goes_on else config_of_export(given["--start"])
+    # A resumed run's own config.json wins over --init-from.
+    saved = from_json(own) if resumed else config_of(typed.init_from)
     # Its own tokens, batch and seed; how it was trained does not bind how it is trained further.
-    kept = {name: getattr(saved.training, name) for name in ("sparsity", "error_unit")}
-    data = saved.data
-    if given.get("--lm") or given.get("--objective", "local") != "local":
+    config = with_fields(
+        Config(lm=saved.lm, data=saved.data, sae=saved.sae),
+        sparsity=saved.training.sparsity,
+        mse_scale=saved.training.mse_scale,
+    )
+    if typed.lm or (typed.objective or "local") != "local":
         # A language model is asked for, or needed: it takes the place of saved activations, and reads whole contexts.
-        data = replace(data, activations=None, skip_first=False)
-    return Config(model=saved.model, data=data, sae=saved.sae, training=TrainingConfig(**kept))
+        config = with_fields(config, activations=None, skip_first=False)
+    return config
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
@@ -184,7 +242,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return 2, str(error)
     if _disk_is_full(error):
         return 2, f"the disk is full: what was saved before is whole; free space and --resume ({error})"
-    if processes.is_loss(error):
+    if processes.is_peer_failure(error):
         return 1, f"another process is gone, so this one ends: see what it said; then start all with --resume ({error})"
     return 1, f"{type(error).__name__}: {error}"
 

@@ -2,22 +2,23 @@
 
 import dataclasses
 import json
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import tyro
-
+from jaxsae import compatibility
 from jaxsae.data.config import DataConfig
+from jaxsae.distributed.processes import DistributedConfig
 from jaxsae.errors import BadInput
 from jaxsae.lm.config import LMConfig
-from jaxsae.processes import DistributedConfig
-from jaxsae.sae import activations
-from jaxsae.training.config import SAEConfig, TrainingConfig, check_pieces
+from jaxsae.sae.config import FLAT, SAEConfig
+from jaxsae.training import objectives
+from jaxsae.training.config import TrainingConfig, check_micro_batches
 from jaxsae.training.logs import LogConfig
 
-# The fields of these become flags without a prefix.
-FLAT = tyro.conf.arg(name="")
+# The version of config.json, and of the configuration in an exported autoencoder.
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,12 @@ class Config:
     """Train a sparse autoencoder on a language model's activations."""
 
     run: str | None = None
-    """Run folder to write; runs/<time>-<activation>-n<n>-k<k> unless given."""
+    """Run folder to write; default: a new one, runs/<time>-<activation>-n<n>-k<k>."""
     resume: bool = False
-    """With --run: start, or go on from the newest checkpoint there."""
-    eval_tokens: int = 65_536
+    """With --run: start, or resume from the newest checkpoint there."""
+    eval_tokens: int = 32_768
     """Held-out tokens of the evaluation at the end."""
-    model: Annotated[LMConfig, FLAT] = field(default_factory=LMConfig)
+    lm: Annotated[LMConfig, FLAT] = field(default_factory=LMConfig)
     data: Annotated[DataConfig, FLAT] = field(default_factory=DataConfig)
     sae: SAEConfig = field(default_factory=SAEConfig)
     training: Annotated[TrainingConfig, FLAT] = field(default_factory=TrainingConfig)
@@ -39,75 +40,194 @@ class Config:
 
     def __post_init__(self):
         if self.resume and self.run is None:
-            raise BadInput("--resume needs --run DIR, the folder to go on with")
-        check_pieces(self.sae, self.training)
-        if self.training.objective != "local" and self.data.skip_first:
-            raise BadInput("--skip-first leaves out tokens that an objective end to end needs: only --objective local")
+            raise BadInput("--resume needs --run DIR, the folder to resume")
+        check_micro_batches(self.sae, self.training)
+        if self.training.type.reads == "contexts" and self.data.skip_first:
+            raise BadInput(
+                f"--skip-first leaves out tokens that --objective {self.training.objective} needs: leave it out"
+            )
         if self.eval_tokens < 1:
             raise BadInput(f"--eval-tokens is {self.eval_tokens}: give at least 1")
+
+
+def fields_of(config) -> dict[str, Any]:
+    """{flag without dashes, with underscores: value} of every field of a configuration, in order.
+
+    fields_of(Config())["sae.n"]  # 4096
+    """
+    values = {}
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            prefix = "" if _is_flat(hints[f.name]) else f"{f.name}."
+            values |= {f"{prefix}{name}": inner for name, inner in fields_of(value).items()}
+        else:
+            values[f.name] = value
+    return values
+
+
+def with_fields(config, **values):
+    """`config` with other values of some fields, named as their flags are, with underscores.
+
+        with_fields(config, **{"sae.n": 8192, "tokens": 10**6})
+
+    Raises BadInput for names that it does not have, and for values that a field does not allow.
+    """
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    changes, left = {}, dict(values)
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if f.name in left and not dataclasses.is_dataclass(value):
+            changes[f.name] = left.pop(f.name)
+            _check_value(typing.get_type_hints(type(config))[f.name], changes[f.name], f.name, "a configuration")
+        elif dataclasses.is_dataclass(value):
+            prefix = "" if _is_flat(hints[f.name]) else f"{f.name}."
+            inner = {
+                name: left.pop(name)
+                for name in list(left)
+                if name.startswith(prefix) and name.removeprefix(prefix) in fields_of(value)
+            }
+            if inner:
+                changes[f.name] = with_fields(value, **{name.removeprefix(prefix): v for name, v in inner.items()})
+    if left:
+        raise BadInput(f"a configuration has no {', '.join(left)}: it has {', '.join(fields_of(config))}")
+    return dataclasses.replace(config, **changes)
+
+
+def _is_flat(hint) -> bool:
+    return FLAT in getattr(hint, "__metadata__", ())
 
 
 def without_effect(config: Config, flags: set[str]) -> list[str]:
     """Which of `flags` change nothing in such a run, and why, as lines to print."""
     sae, training = config.sae, config.training
-    penalties = activations.get(sae.activation).penalties
     used = {
-        "--sparsity": (penalties, f"--sae.activation {sae.activation} has no sparsity term"),
-        "--k-aux": (training.auxk_weight(sae.activation), "AuxK is off, give --auxk-coef to have it"),
-        "--downstream-coef": (training.objective == "e2e_downstream", f"--objective is {training.objective}"),
-        "--lr-end": (training.schedule != "constant", "--schedule is constant"),
-        "--resamples": (training.resample_every, "without --resample-every there are none"),
+        "--sparsity": (sae.penalty is not None, f"--sae.activation {sae.activation} has no sparsity term"),
+        "--k-aux": (training.auxk_weight(sae.activation) > 0, "AuxK is off, give --auxk-coef to have it"),
+        "--lr-end": (training.optimizer.schedule != "constant", "--schedule is constant"),
+        "--max-resamples": (training.dead.resample_every is not None, "without --resample-every there are none"),
     }
-    return [f"{flag} has no effect: {why}" for flag, (effect, why) in used.items() if flag in flags and not effect]
+    notes = [f"{flag} has no effect: {why}" for flag, (effect, why) in used.items() if flag in flags and not effect]
+    # The flags of an objective or an activation function that is not the one in use.
+    for group, prefix, chosen, asked in (
+        (training.objectives, "--", training.objective, "--objective"),
+        (sae.families, "--sae.", sae.activation, "--sae.activation"),
+    ):
+        for f in dataclasses.fields(group):
+            start = f"{prefix}{f.name.replace('_', '-')}."
+            notes += [
+                f"{flag} has no effect: {asked} is {chosen}"
+                for flag in sorted(flags)
+                if flag.startswith(start) and f.name != chosen
+            ]
+    return notes
 
 
 # What may differ when a run is resumed: none of it changes the result, but for float rounding on another mesh.
-FREE = {
-    "run",
-    "resume",
-    "eval_tokens",
-    "log",
-    "data.cache",
-    "distributed",
-    "sae.select_memory",
-    "training.mesh",
-    "training.micro_batches",
-    "training.kl_chunk",
-    "training.remat",
+MAY_CHANGE_ON_RESUME = {"run", "resume", "eval_tokens", "cache", "mesh", "micro_batches", "sae.select_memory"}
+MAY_CHANGE_ON_RESUME |= {f.name for kind in (LogConfig, DistributedConfig) for f in dataclasses.fields(kind)}
+MAY_CHANGE_ON_RESUME |= {
+    f"{name}.{flag}"
+    for name, kind in objectives.REGISTRY.items()
+    for flag in getattr(kind.Config, "MAY_CHANGE_ON_RESUME", ())
 }
 
 
+def differences(saved: Config, given: Config) -> list[str]:
+    """What of `given` contradicts a saved run, as `--flag was saved value, not given value`."""
+    a, b = fields_of(saved), fields_of(given)
+    changed = [name for name in a if a[name] != b[name] and name not in MAY_CHANGE_ON_RESUME]
+    return [f"{flag_of(name)} was {a[name]}, not {b[name]}" for name in changed]
+
+
+def flag_of(name: str) -> str:
+    """The flag of a field, `--sae.select-memory` of `sae.select_memory`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def to_dict(config: Config) -> dict:
+    """A configuration as JSON objects, with its format version, without how its processes were started."""
+    document = {name: value for name, value in dataclasses.asdict(config).items() if name != "distributed"}
+    return {"format": FORMAT, **document}
+
+
+def from_dict(document: dict, source: str) -> Config:
+    """The inverse of `to_dict`, of this version or an older one; `source` is named in errors.
+
+    Raises BadInput for what a newer version wrote, and for fields that this one does not know.
+    """
+    if not isinstance(document, dict):
+        raise BadInput(f"{source} is not the configuration of a run: it holds no JSON object")
+    document = dict(document)
+    version = document.pop("format", 1 if _is_of_0_1(document) else FORMAT)
+    if isinstance(version, str):
+        raise BadInput(f"{source} is that of an exported autoencoder, {version}: give config.json of its run")
+    if not isinstance(version, int) or version > FORMAT:
+        raise BadInput(
+            f"{source} has format {version}, and this jaxsae reads up to {FORMAT}: it was written by a newer version, "
+            "so install that"
+        )
+    if version == 1:
+        document = compatibility.config_from_1(document)
+    return _build(Config, document, "", source)
+
+
+def written_by_0_1(path: Path) -> bool:
+    """Whether version 0.1 wrote a config.json."""
+    try:
+        return _is_of_0_1(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return False
+
+
+def _is_of_0_1(document) -> bool:
+    """0.1 noted no format; it had the language model as `model`, and what people write by hand does not."""
+    return isinstance(document, dict) and "format" not in document and "model" in document
+
+
+def _check_value(hint, value, name: str, source: str):
+    """Raises BadInput for a value that a field with such a type hint does not allow."""
+    allowed = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    if allowed and value not in allowed:
+        raise BadInput(f"{source} has {name} {value!r}: allowed are {', '.join(map(str, allowed))}")
+    if hint is int and (not isinstance(value, int) or isinstance(value, bool)):
+        raise BadInput(f"{source} has {name} {value!r}: give a whole number")
+
+
+def _build(kind: type, document: dict, path: str, source: str):
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}
+    if unknown := [name for name in document if name not in known]:
+        raise BadInput(
+            f"{source} has the field {path}{unknown[0]}, which this version does not know: allowed are "
+            f"{', '.join(f'{path}{name}' for name in sorted(known))}"
+        )
+    values = {}
+    for name, value in document.items():
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, dict):
+                raise BadInput(f"{source} has {path}{name} {value!r}: it must be an object")
+            values[name] = _build(hints[name], value, f"{path}{name}.", source)
+        else:
+            # JSON has lists where a configuration has tuples.
+            values[name] = tuple(value) if isinstance(value, list) else value
+            _check_value(hints[name], values[name], f"{path}{name}", source)
+    try:
+        return kind(**values)
+    except (TypeError, AttributeError) as error:
+        raise BadInput(f"{source} is not the configuration of a run: {error}") from error
+
+
 def to_json(config: Config) -> str:
-    """What a run folder keeps: everything but how its processes were started, in which each of them differs."""
-    said = {name: value for name, value in dataclasses.asdict(config).items() if name != "distributed"}
-    return json.dumps(said, indent=1) + "\n"
+    """What a run folder keeps."""
+    return json.dumps(to_dict(config), indent=1) + "\n"
 
 
 def from_json(path: Path) -> Config:
-    """The configuration saved in a run folder. Raises BadInput where there is none."""
+    """The configuration in a config.json. Raises BadInput if there is none, or if it is not understood whole."""
     try:
-        said = json.loads(path.read_text())
-        parts = {f.name: said[f.name] for f in dataclasses.fields(Config) if f.name != "distributed"}
-        kinds = {"model": LMConfig, "data": DataConfig, "sae": SAEConfig, "training": TrainingConfig, "log": LogConfig}
-        parts |= {name: kind(**with_tuples(parts[name])) for name, kind in kinds.items()}
-        return Config(**parts)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        document = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
         raise BadInput(f"{path} is not the configuration of a run: {error}") from error
-
-
-def with_tuples(facts: dict) -> dict:
-    """Facts from JSON, which has lists where a configuration has tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
-
-
-def differences(saved: Config, given: Config) -> list[str]:
-    """What of `given` contradicts a saved run, as `flag: saved value, not given value`."""
-    flatten = lambda c: {
-        (f"{k}.{kk}" if isinstance(v, dict) else k): vv
-        for k, v in dataclasses.asdict(c).items()
-        for kk, vv in (v.items() if isinstance(v, dict) else [(k, v)])
-    }
-    a, b = flatten(saved), flatten(given)
-    changed = [name for name in a if a[name] != b[name] and not {name, name.split(".")[0]} & FREE]
-    flag = lambda name: "--" + (name if name.startswith("sae.") else name.split(".")[-1]).replace("_", "-")
-    return [f"{flag(name)} was {a[name]}, not {b[name]}" for name in changed]
+    return from_dict(document, str(path))

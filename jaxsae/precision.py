@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-Products = Literal["float32", "tf32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 # The nearest that `jax.default_matmul_precision` can say, for products that are computed inside a library.
 PRECISION = {"float32": "highest", "tf32": "high", "bfloat16": "default"}
 
 
-def matmul(x, w, products: Products = "float32"):
+def matmul(x, w, products: Precision = "float32"):
     """x [..., K] times w [K, N] -> [..., N], accumulated and returned in float32 (float64 operands stay float64)."""
     if products == "bfloat16":
         return _rounded_matmul(*_vary_alike(x, w))
@@ -27,7 +27,7 @@ def matmul(x, w, products: Products = "float32"):
     return jnp.matmul(x, w, precision=precision)
 
 
-def times_rows(x, W, products: Products = "float32"):
+def times_rows(x, W, products: Precision = "float32"):
     """x [B, K] times the rows of W [N, K] -> [B, N], as `matmul(x, W.T)`, without gradient."""
     x, W = lax.stop_gradient((x, W))
     if products != "bfloat16":
@@ -41,7 +41,7 @@ def times_rows(x, W, products: Products = "float32"):
     return lax.platform_dependent(x, W, cpu=cpu, default=lambda x, W: matmul(x, W.T, products))
 
 
-def dense_dot(products: Products):
+def dense_dot(products: Precision):
     """`matmul` in the shape of `lax.dot_general`, for the `dot_general` argument of `flax.linen.Dense`."""
 
     def dot(x, w, dimensions, precision=None, preferred_element_type=None):

@@ -1,9 +1,7 @@
 """Eight simulated devices for every test, and where the real data lies."""
 
-import atexit
+import gc
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import jax
@@ -11,13 +9,16 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 
-# What one test compiled, another (or a process that runs tests beside this one, or that a test starts) need not compile
-# again.
-COMPILED = os.environ.get("JAXSAE_TEST_COMPILED")
-if COMPILED is None:
-    os.environ["JAXSAE_TEST_COMPILED"] = COMPILED = tempfile.mkdtemp(prefix="jaxsae-compiled-")
-    atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
-for name, value in (("jax_compilation_cache_dir", COMPILED), ("jax_persistent_cache_min_compile_time_secs", 0.2)):
+# What was compiled once need not be compiled again: not by another test, nor by a process that runs tests beside this
+# one or that a test starts, nor by the next run. JAX's key holds everything that a program depends on.
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxsae-tests" / f"jax-{jax.__version__}"
+COMPILED = os.environ.setdefault("JAXSAE_TEST_COMPILED", str(CACHE))
+OPTIONS = {
+    "jax_compilation_cache_dir": COMPILED,
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": 0,
+}
+for name, value in OPTIONS.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
 
@@ -28,6 +29,36 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 
 DATA = Path(os.environ.get("JAXSAE_TEST_DATA", Path(__file__).parents[2] / "shared"))
 MESHES = [(1, 1), (8, 1), (1, 8), (2, 4), (4, 2)]
+
+
+def pytest_sessionstart(session):
+    """Keep the compiled programs below 2 GB: the oldest go first."""
+    if hasattr(session.config, "workerinput") or not Path(COMPILED).is_dir():
+        return
+    files = sorted((path for path in Path(COMPILED).iterdir() if path.is_file()), key=lambda path: path.stat().st_mtime)
+    excess = sum(path.stat().st_size for path in files) - (2 << 30)
+    for path in files:
+        if excess <= 0:
+            break
+        excess -= path.stat().st_size
+        path.unlink(missing_ok=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_go_with_their_module():
+    """JAX keeps programs for the life of a process: a worker that runs all tests would need several gigabytes."""
+    yield
+    if _resident_bytes() > 0.9e9:
+        jax.clear_caches()
+        gc.collect()
+
+
+def _resident_bytes() -> float:
+    """The memory of this process; infinite if the platform does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return float("inf")
 
 
 @pytest.fixture
@@ -60,8 +91,7 @@ def tiny_lm(tmp_path_factory):
     from tokenizers import ByteLevelBPETokenizer
 
     from jaxsae.data.text import stdlib_files
-    from jaxsae.lm.gpt2 import GPT2, GPT2Config
-    from jaxsae.lm.weights import to_hf
+    from jaxsae.lm.gpt2 import GPT2, GPT2Config, to_hf
 
     folder = tmp_path_factory.mktemp("tiny_lm")
     tokenizer = ByteLevelBPETokenizer()

@@ -8,24 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsae import processes
-from jaxsae.data.activations import Batches, Plan
-from jaxsae.data.sequences import Sequences
+from jaxsae.data.activations import ActivationBatches, BufferPlan
+from jaxsae.data.contexts import ContextBatches
+from jaxsae.distributed import processes
+from jaxsae.distributed.mesh import make_mesh, replicate
 from jaxsae.lm.gpt2 import GPT2, GPT2Config
 from jaxsae.lm.model import LM, prefix
-from jaxsae.mesh import make_mesh, on_contexts, replicate
+from jaxsae.lm.parallel import on_contexts
+from jaxsae.sae.config import SAEConfig
 from jaxsae.training.checkpoint import Checkpoints
-from jaxsae.training.config import SAEConfig, TrainingConfig
-from jaxsae.training.objectives import make_objective
-from jaxsae.training.optimizer import make_optimizer
-from jaxsae.training.start import abstract_state, first_state
-from jaxsae.training.step import hyper, make_step
+from jaxsae.training.program import make_program
+from tests import configs
 
 d, STEPS = 16, 12
 SAE_CONFIG = SAEConfig(n=64, k=4)
 HOOK = "blocks.1.hook_resid_pre"
 # Latents die soon, so that AuxK takes part.
-TRAINING = TrainingConfig(tokens=STEPS * 128, batch_size=128, dead_after=300, lr=1e-2, k_aux=8)
+TRAINING = configs.training(tokens=STEPS * 128, batch_size=128, dead_after=300, lr=1e-2, k_aux=8)
 
 
 class Rows:
@@ -42,19 +41,19 @@ class Rows:
         return np.stack([row(i) for i in range(start, stop)])
 
     def activations(self, host):
-        return host
+        return (host,)
 
 
 def run(mesh: jax.sharding.Mesh):
     """(the state after STEPS steps on `mesh`, their losses)."""
-    batches = Batches(Rows(), Plan.of(128, 1, mesh.shape["data"], 4), mesh, seed=0)
-    step = jax.jit(make_step(SAE_CONFIG, TRAINING, make_optimizer("unit_norm"), TRAINING.k_aux))
-    state, losses = first_state(batches, mesh, SAE_CONFIG, TRAINING), []
+    batches = ActivationBatches(Rows(), BufferPlan.of(128, 1, mesh.shape["data"], 4), mesh, seed=0)
+    program = make_program(SAE_CONFIG, TRAINING, d)
+    state, losses = program.first_state(batches, mesh), []
     for number in range(STEPS // 4):
-        chunk = batches.chunk(number)
+        (chunk,) = batches.chunk(number)
         for i in range(4):
             with jax.set_mesh(mesh):
-                state, metrics = step(state, chunk[i], hyper(SAE_CONFIG, TRAINING))
+                state, metrics = program.step(state, (chunk[i],), program.hyper)
             losses.append([float(metrics[name]) for name in ("loss", "auxk", "grad_norm", "dead_fraction")])
     return state, losses
 
@@ -74,7 +73,7 @@ class Contexts:
         return np.stack([np.random.default_rng(i).integers(0, 50, 8, np.int32) for i in range(start, stop)])
 
     def activations(self, host):
-        return self.run(self.lm, host)
+        return (self.run(self.lm, host),)
 
 
 def run_end_to_end(mesh: jax.sharding.Mesh):
@@ -83,13 +82,12 @@ def run_end_to_end(mesh: jax.sharding.Mesh):
     ids = jnp.zeros((1, 4), jnp.int32)
     params = jax.jit(lambda key: GPT2(model).init(key, ids)["params"])(jax.random.key(0))
     lm = replicate(LM(jax.tree.map(lambda a: np.asarray(a, np.float64), jax.device_get(params)), model), mesh)
-    training = TrainingConfig(objective="e2e_downstream", tokens=5 * 128, batch_size=128, micro_batches=2, lr=1e-2)
-    objective, batches = make_objective(SAE_CONFIG, training, model, HOOK), Sequences(Contexts(lm), 16, mesh)
-    step = jax.jit(make_step(SAE_CONFIG, training, make_optimizer("unit_norm"), 8, objective))
-    state, losses = first_state(batches, mesh, SAE_CONFIG, training), []
-    for batch in batches.stream(0, 5):
+    training = configs.training(objective="e2e_downstream", tokens=5 * 128, batch_size=128, micro_batches=2, lr=1e-2)
+    program, batches = make_program(SAE_CONFIG, training, d, model, HOOK), ContextBatches(Contexts(lm), 16, mesh)
+    state, losses = program.first_state(batches, mesh), []
+    for batch in batches.iterate(0, 5):
         with jax.set_mesh(mesh):
-            state, metrics = step(state, batch, hyper(SAE_CONFIG, training), lm)
+            state, metrics = program.step(state, batch, program.hyper, lm)
         losses.append([float(metrics[name]) for name in ("loss", "kl", "grad_norm")])
     return losses
 
@@ -99,7 +97,7 @@ def like(mesh):
     double = lambda a: jax.ShapeDtypeStruct(
         a.shape, jnp.float64 if a.dtype == jnp.float32 else a.dtype, sharding=a.sharding
     )
-    return jax.tree.map(double, abstract_state(d, mesh, SAE_CONFIG, TRAINING))
+    return jax.tree.map(double, make_program(SAE_CONFIG, TRAINING, d).abstract_state(mesh))
 
 
 if __name__ == "__main__":
@@ -110,6 +108,6 @@ if __name__ == "__main__":
     with Checkpoints(Path(folder), 2) as checkpoints:
         checkpoints.save(state)
         checkpoints.wait()
-    if processes.is_first():
+    if processes.is_primary():
         print(json.dumps({"dtype": str(state.params.W_enc.dtype), "losses": losses, "end_to_end": end_to_end}))
     processes.end(0)

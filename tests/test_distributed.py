@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import distributed_float64
 import jax
 import numpy as np
 import pytest
@@ -19,12 +18,13 @@ import pytest
 import jaxsae
 from jaxsae.cli import main
 from jaxsae.config import Config, differences, from_json, to_json
+from jaxsae.distributed.mesh import make_mesh
+from jaxsae.distributed.processes import DistributedConfig
 from jaxsae.errors import BadInput
-from jaxsae.mesh import make_mesh
-from jaxsae.processes import DistributedConfig
+from jaxsae.sae.config import SAEConfig
 from jaxsae.training.checkpoint import Checkpoints
-from jaxsae.training.config import SAEConfig, TrainingConfig
-from jaxsae.training.start import abstract_state
+from jaxsae.training.program import make_program
+from tests import configs, distributed_float64
 
 
 def environment(**more):
@@ -87,7 +87,7 @@ def last_line(error):
 def flags(tiny_lm, tiny_text, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     run = f"--lm {tiny_lm} --text {tiny_text} --cache {cache} --context 32 --sae.n 64 --sae.k 4 --batch-size 256"
-    run += " --tokens 10240 --checkpoint-every 20 --chunk 4 --eval-tokens 2048 --lr 1e-3 --mesh 2 4"
+    run += " --tokens 10240 --checkpoint-every 20 --buffer-batches 4 --eval-tokens 2048 --lr 1e-3 --mesh 2 4"
     return [*run.split(), "--ema", "0.9", "--auxk-coef", "0"]
 
 
@@ -119,14 +119,14 @@ def test_a_run_of_two_processes(finished):
     assert sorted(int(p.name) for p in (run / "checkpoints").iterdir()) == [20, 40]
 
 
-def test_one_process_goes_on(flags, finished, tmp_path):
+def test_one_process_resumes(flags, finished, tmp_path):
     """What two processes wrote, one restores on any mesh, and exports and measures as they did."""
     run = shutil.copytree(finished[0], tmp_path / "run")
-    training = TrainingConfig(tokens=10240, batch_size=256)
+    program = make_program(SAEConfig(64, 4), configs.training(tokens=10240, batch_size=256), 32)
     states = []
     for shape in ((2, 4), (8, 1), (1, 1)):
         with Checkpoints(run / "checkpoints", 2) as checkpoints:
-            state = checkpoints.restore(abstract_state(32, make_mesh(*shape), SAEConfig(64, 4), training))
+            state = checkpoints.restore(program.abstract_state(make_mesh(*shape)))
         states.append([np.asarray(a) for a in jax.tree.leaves((state.params, state.opt, state.ema, state.idle))])
     for other in states[1:]:
         for a, b in zip(states[0], other, strict=True):
@@ -134,13 +134,16 @@ def test_one_process_goes_on(flags, finished, tmp_path):
     shutil.rmtree(run / "sae")
     assert main(["train", "--run", str(run), "--resume", *flags]) == 0
     one, two = (json.loads((folder / "summary.json").read_text()) for folder in (run, finished[0]))
+    for name in ("eval_text", "eval_split"):
+        assert one.pop(name) == two.pop(name)
     assert one == pytest.approx(two, rel=1e-5, abs=1e-6)
     one, two = ((folder / "sae" / "sae.safetensors").read_bytes() for folder in (run, finished[0]))
     assert one == two
 
 
+@pytest.mark.slow
 def test_signals_and_deaths(flags, finished, tmp_path):
-    """SIGTERM to one stops both behind one step; a killed one takes the other along; the end is as if undisturbed."""
+    """SIGTERM to one stops both after one step; a killed one takes the other along; the end is as if undisturbed."""
     run = tmp_path / "run"
     command = ["train", "--run", run, "--resume", *flags]
 
@@ -181,9 +184,10 @@ def float64():
     jax.config.update("jax_enable_x64", False)
 
 
+@pytest.mark.slow
 def test_float64_losses_are_those_of_one_process(float64, tmp_path):
     port = free_port()
-    command = [sys.executable, distributed_float64.__file__, f"127.0.0.1:{port}", "2"]
+    command = [sys.executable, "-m", "tests.distributed_float64", f"127.0.0.1:{port}", "2"]
     both = [
         subprocess.Popen(
             [*command, str(i), str(tmp_path / "checkpoints")],
@@ -209,12 +213,8 @@ def test_float64_losses_are_those_of_one_process(float64, tmp_path):
             np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-9, atol=1e-12)
 
 
-def test_bad_input_ends_all_processes(flags, finished, tmp_path):
+def test_bad_input_ends_all_processes(flags, tmp_path):
     """Whoever finds it, all say it and end with status 2."""
-    status, _, error = finish(start("train", "--run", finished[0], *flags))
-    assert status == [2, 2]
-    for i, text in enumerate(error):
-        assert last_line(text).startswith(f"jaxsae: process {i} of 2: --run {finished[0]} exists")
     new = ["train", "--run", tmp_path / "run", *flags]
     status, _, error = finish(start(*new, second=["--hook", "blocks.7.hook_resid_post"]))
     assert status == [2, 2]

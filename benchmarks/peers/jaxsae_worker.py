@@ -2,37 +2,21 @@
 
 import jax
 
-from benchmarks.common import Shape
-from benchmarks.jaxsae_step import make_case
+from benchmarks.jaxsae_step import configuration, make_case
 from benchmarks.peers.protocol import Built
-from jaxsae.training.config import SAEConfig, TrainingConfig
+from jaxsae.sae.config import SAEConfig
 
 PACKAGES = ("jaxsae", "jax", "jaxlib")
 
 
 def build(settings: dict) -> Built:
-    shape = Shape(*(settings[name] for name in ("d", "n", "k", "B", "k_aux")))
-    sae = SAEConfig(n=shape.n, k=shape.k, normalise="none", decoder="free", select=settings["precision"])
-    training = TrainingConfig(
-        tokens=10**9,
-        batch_size=shape.B,
-        lr=settings["lr"],
-        auxk_coef=1 / 32 if settings["aux"] else 0.0,
-        k_aux=shape.k_aux,
-        # No other latent dies during the measurement.
-        dead_after=10**8,
-        ema=0.0,
-        mesh=(1, 1),
+    precision, aux = settings["precision"], settings["aux"]
+    sae = SAEConfig(n=settings["n"], k=settings["k"], normalise="none", decoder="free", select_precision=precision)
+    training = configuration(
+        settings["B"], lr=settings["lr"], auxk_coef=1 / 32 if aux else 0.0, k_aux=settings["k_aux"], ema=0.0
     )
-    case = make_case(shape, sae, training, settings["dead"] if settings["aux"] else 0.0)
-    state, device = [case.state], jax.devices()[0]
-
-    def step() -> float:
-        with jax.set_mesh(case.mesh):
-            state[0], metrics = case.step(state[0], case.x, case.hyper)
-        jax.block_until_ready(state)
-        return float(metrics["loss"])
-
+    run = make_case(sae, training, settings["d"], settings["dead"] if aux else 0.0).stepper()
+    step, device = lambda: float(run()["loss"]), jax.devices()[0]
     if device.platform == "cpu":
         return Built(step, device.device_kind)
     return Built(step, device.device_kind, lambda: device.memory_stats()["peak_bytes_in_use"] / 1e6)

@@ -1,4 +1,4 @@
-"""How peers.py talks to its workers: a line of JSON to a worker's stdin, a line of JSON back.
+"""How compare_peers.py talks to its workers: a line of JSON to a worker's stdin, a line of JSON back.
 
 Only the standard library is used: workers run in environments where there is nothing of jaxsae's.
 

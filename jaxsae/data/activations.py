@@ -20,13 +20,15 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxsae.distributed.mesh import place
 from jaxsae.errors import BadInput
-from jaxsae.lm.hooks import Hook, parse
+from jaxsae.lm.architecture import width
 from jaxsae.lm.model import LM, prefix
-from jaxsae.mesh import on_contexts, place
+from jaxsae.lm.parallel import on_contexts
 
 LANES = 64
-TOKENS_AT_ONCE = 8192
+# Tokens that the language model reads at once, by platform: on a CPU its activations should stay in the caches.
+TOKENS_AT_ONCE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
 
 
 class Source(Protocol):
@@ -44,12 +46,14 @@ class Source(Protocol):
     def host(self, start: int, stop: int) -> np.ndarray:
         """Host data of contexts number start to stop of the endless shuffled order, [stop - start, *shape]."""
 
-    def activations(self, host: jax.Array) -> jax.Array:
-        """Host data on devices [c@data, *shape] -> activations [c@data, rows, d]."""
+    def activations(self, host: jax.Array) -> tuple[jax.Array, ...]:
+        """Host data on devices [c@data, *shape] -> activations [c@data, rows, d]: (x,), or (x, y) if what should come
+        out of the autoencoder is not what goes in.
+        """
 
 
 @dataclass(frozen=True)
-class Plan:
+class BufferPlan:
     """How chunks, lanes and batches divide."""
 
     batch: int  # rows of a batch
@@ -59,8 +63,8 @@ class Plan:
     contexts: int  # contexts of a chunk
 
     @classmethod
-    def of(cls, batch: int, rows: int, data_axis: int, batches: int) -> "Plan":
-        """Raises BadInput where a batch cannot be split over `data_axis` devices."""
+    def of(cls, batch: int, rows: int, data_axis: int, batches: int) -> "BufferPlan":
+        """Raises BadInput if a batch cannot be split over `data_axis` devices."""
         if batch % data_axis:
             raise BadInput(
                 f"--batch-size {batch} does not divide over the {data_axis} devices of the mesh's data axis: "
@@ -72,28 +76,32 @@ class Plan:
         return cls(batch, rows, lanes, batches, per_lane * lanes)
 
 
-class Batches:
+class ActivationBatches:
     """Batches [B@data, d] of activations in the units of their source, by step."""
 
-    def __init__(self, source: Source, plan: Plan, mesh: jax.sharding.Mesh, seed: int):
+    def __init__(self, source: Source, plan: BufferPlan, mesh: jax.sharding.Mesh, seed: int):
         self.source, self.plan, self.mesh = source, plan, mesh
         self.key = jax.random.key(seed)
+        self._first: tuple[jax.Array, ...] | None = None
 
     def _place(self, number: int) -> jax.Array:
         c, source = self.plan.contexts, self.source
         read = lambda start, stop: source.host(number * c + start, number * c + stop)
         return place(read, (c, *source.shape), source.dtype, NamedSharding(self.mesh, P("data")))
 
-    def _shuffled(self, number: int, host: jax.Array) -> jax.Array:
+    def _shuffled(self, number: int, host: jax.Array) -> tuple[jax.Array, ...]:
         with jax.set_mesh(self.mesh):
             return _shuffle(self.source.activations(host), jax.random.fold_in(self.key, number), self.plan)
 
-    def chunk(self, number: int) -> jax.Array:
-        """The batches of chunk `number`, [batches, B@data, d]."""
+    def chunk(self, number: int) -> tuple[jax.Array, ...]:
+        """The batches of chunk `number`, [batches, B@data, d] each."""
         return self._shuffled(number, self._place(number))
 
     def sample(self, rows: int) -> jax.Array:
-        """The first `rows` rows of the batches [R, d], on every device, or all that there are."""
+        """The first `rows` rows x of the batches [R, d], on every device, or all that there are.
+
+        The first chunk is kept until `iterate` asks for it.
+        """
         rows = min(rows, len(self.source) * self.source.rows)
 
         @jax.jit
@@ -102,19 +110,28 @@ class Batches:
             return jax.reshard(chunk[:some], P()).reshape(-1, chunk.shape[-1])[:rows]
 
         with jax.set_mesh(self.mesh):
-            chunks = range(max(1, -(-rows // (self.plan.batches * self.plan.batch))))
-            return jnp.concatenate([take(self.chunk(number)) for number in chunks])[:rows]
+            self._first = self.chunk(0)
+            rest = range(1, max(1, -(-rows // (self.plan.batches * self.plan.batch))))
+            return jnp.concatenate([take(self._first[0]), *(take(self.chunk(number)[0]) for number in rest)])[:rows]
 
-    def stream(self, start: int, stop: int) -> Iterator[jax.Array]:
-        """Batches number `start` to `stop`; the next chunk's host data are read while this chunk is used."""
+    def iterate(self, start: int, stop: int) -> Iterator[tuple[jax.Array, ...]]:
+        """Batches number `start` to `stop`; the next chunk's host data are read while this chunk is used.
+
+        On a single CPU device all of the next chunk is computed meanwhile, at the price of its memory: XLA runs there
+        side by side what two threads start, and so uses the cores that a training step leaves idle.
+        """
         per, last = self.plan.batches, -(-stop // self.plan.batches)
+        whole = self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "cpu"
+        chunk, self._first = self._first if start < per else None, None
         with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(self._place, start // per)
+            read = partial(reader.submit, self.chunk if whole else self._place)
+            ahead = read(start // per) if chunk is None else None
             for number in range(start // per, last):
-                host, chunk = ahead.result(), None  # the old chunk is freed before the new one is made
-                if number + 1 < last:
-                    ahead = reader.submit(self._place, number + 1)
-                chunk = self._shuffled(number, host)
+                if ahead is not None:
+                    if not whole:
+                        chunk = None  # the old chunk is freed before the new one is made
+                    chunk = ahead.result() if whole else self._shuffled(number, ahead.result())
+                ahead = read(number + 1) if number + 1 < last else None
                 for step in range(max(start, number * per), min(stop, (number + 1) * per)):
                     with jax.set_mesh(self.mesh):
                         batch = _batch(chunk, step - number * per)
@@ -122,8 +139,8 @@ class Batches:
 
 
 @partial(jax.jit, static_argnames="plan")
-def _shuffle(x, key, plan: Plan):
-    """[c@data, rows, d] -> [batches, B@data, d]: each lane's rows permuted and dealt out to the batches."""
+def _shuffle(arrays, key, plan: BufferPlan):
+    """[c@data, rows, d] each -> [batches, B@data, d]: each lane's rows permuted and dealt out to the batches."""
     per_lane = plan.batches * plan.batch // plan.lanes
 
     def local(x, key):
@@ -137,10 +154,13 @@ def _shuffle(x, key, plan: Plan):
         x = x.reshape(lanes, plan.batches, -1, x.shape[-1])
         return x.swapaxes(0, 1).reshape(plan.batches, -1, x.shape[-1])
 
-    return jax.shard_map(local, in_specs=(P("data"), P()), out_specs=P(None, "data"))(x, key)
+    over = jax.shard_map(local, in_specs=(P("data"), P()), out_specs=P(None, "data"))
+    return tuple(over(x, key) for x in arrays)
 
 
-_batch = jax.jit(lambda chunk, i: lax.dynamic_index_in_dim(chunk, i, keepdims=False))
+@jax.jit
+def _batch(chunk, i):
+    return tuple(lax.dynamic_index_in_dim(x, i, keepdims=False) for x in chunk)
 
 
 class TextSource:
@@ -150,8 +170,8 @@ class TextSource:
 
     def __init__(self, lm: LM, hook: str, contexts, context: int, skip_first: bool, fingerprint: str):
         """`contexts`: a TokenContexts of `context` tokens; `skip_first` leaves out position 0; lm lies on the mesh."""
-        self.lm, self.hook, self.contexts, self.skip_first = lm, parse(hook, lm.config.n_layer), contexts, skip_first
-        self.width, self.rows, self.shape = lm.config.width(self.hook), context - skip_first, (context,)
+        self.lm, self.hook, self.contexts, self.skip_first = lm, str(hook), contexts, skip_first
+        self.width, self.rows, self.shape = width(lm.config, self.hook), context - skip_first, (context,)
         self.fingerprint = fingerprint
 
     def __len__(self):
@@ -161,16 +181,17 @@ class TextSource:
         return self.contexts.read(start, stop)
 
     def activations(self, host):
-        return _activations(self.lm, host, self.hook, self.skip_first)
+        return (_activations(self.lm, host, self.hook, self.skip_first),)
 
 
 @partial(jax.jit, static_argnames=("hook", "skip_first"))
-def _activations(lm: LM, tokens, hook: Hook, skip_first: bool):
+def _activations(lm: LM, tokens, hook: str, skip_first: bool):
     """Token ids [c@data, T] -> activations [c@data, T or T - 1, d], some contexts at a time."""
 
     def local(lm, tokens):
         c, T = tokens.shape
-        some = max(b for b in range(1, c + 1) if c % b == 0 and b * T <= max(TOKENS_AT_ONCE, T))
+        most = max(T, TOKENS_AT_ONCE.get(jax.default_backend(), TOKENS_AT_ONCE["gpu"]))
+        some = max(b for b in range(1, c + 1) if c % b == 0 and b * T <= most)
         x = lax.map(lambda t: prefix(lm, t, hook), tokens.reshape(-1, some, T))
         return x.reshape(c, T, -1)[:, int(skip_first) :]
 

@@ -12,9 +12,10 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from jaxsae import processes
 from jaxsae.data.tokens import HELD_OUT_EVERY
+from jaxsae.distributed import processes
 from jaxsae.errors import BadInput
+from jaxsae.io import safetensors_rows
 
 ROWS = 64
 
@@ -30,12 +31,12 @@ class FileSource:
 
         self.shards, self.width = open_shards(folder)
         self.shape = (ROWS, self.width)
-        self.fingerprint = _fingerprint(self.shards)
+        self.fingerprint = fingerprint_of(self.shards)
         _check_finite(self.shards, cache / f"finite-{self.fingerprint}")
-        # A block lies in one shard; the few rows behind a shard's last whole block are not used.
+        # A block lies in one shard; the few rows after a shard's last whole block are not used.
         blocks = [(s, r) for s, (_, rows) in enumerate(self.shards) for r in range(0, len(rows) - ROWS + 1, ROWS)]
         held = [i % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 for i in range(len(blocks))]
-        self.blocks = [b for b, h in zip(blocks, held) if h == (split == "held_out")]
+        self.blocks = [b for b, h in zip(blocks, held) if split == "all" or h == (split == "held_out")]
         if not self.blocks:
             raise BadInput(
                 f"{folder} holds {sum(len(r) for _, r in self.shards)} rows: give at least {ROWS * HELD_OUT_EVERY} in "
@@ -52,11 +53,11 @@ class FileSource:
         return np.stack([np.asarray(self.shards[s][1][r : r + ROWS], np.float32) for s, r in where])
 
     def activations(self, host):
-        return host
+        return (host,)
 
 
 def open_shards(folder: str) -> tuple[list, int]:
-    """The shards of a folder, of which headers alone are read, and their width. Raises BadInput where they differ."""
+    """The shards of a folder, of which headers alone are read, and their width. Raises BadInput if they differ."""
     shards = [_open(path) for path in _shard_paths(folder)]
     return shards, _common_width(shards)
 
@@ -91,11 +92,7 @@ def _npy_rows(path: Path):
 
 def _safetensors_rows(path: Path):
     """The single 2-D tensor of a safetensors file, memory-mapped: the file is a header and then raw numbers."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if size > path.stat().st_size:
-            raise BadInput(f"{path} is no safetensors file, or not a whole one")
-        header = json.loads(file.read(size))
+    header, start = safetensors_rows.header(path)
     tensors = {name: t for name, t in header.items() if name != "__metadata__" and len(t["shape"]) == 2}
     if len(tensors) != 1:
         raise BadInput(f"{path} holds {len(tensors)} tensors [rows, d]: a shard holds exactly one")
@@ -103,8 +100,8 @@ def _safetensors_rows(path: Path):
     names = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "BF16": ml_dtypes.bfloat16}
     if tensor["dtype"] not in names:
         raise BadInput(f"{path} is of type {tensor['dtype']}: allowed are {', '.join(names)}")
-    start = 8 + size + tensor["data_offsets"][0]
-    return np.memmap(path, names[tensor["dtype"]], "r", start, tuple(tensor["shape"]))
+    offset = start + tensor["data_offsets"][0]
+    return np.memmap(path, names[tensor["dtype"]], "r", offset, tuple(tensor["shape"]))
 
 
 def _common_width(shards) -> int:
@@ -118,17 +115,18 @@ def _common_width(shards) -> int:
     return width
 
 
-def _fingerprint(shards) -> str:
+def fingerprint_of(shards) -> str:
+    """Names shards by their names, shapes and times of change: they may be too large to be read for it."""
     facts = [(path.name, rows.shape, str(rows.dtype), path.stat().st_mtime_ns) for path, rows in shards]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
 
 
 def _check_finite(shards, passed: Path):
-    """One bad number makes every weight NaN, so all are looked at, once: the file `passed` remembers."""
+    """One bad number makes every weight NaN, so all are checked, once: the file `passed` remembers."""
     if passed.exists():
         return
     total = sum(rows.nbytes for _, rows in shards)
-    quiet = total < 1 << 30 or not processes.is_first()
+    quiet = total < 1 << 30 or not processes.is_primary()
     with tqdm(total=total, unit="B", unit_scale=True, desc="checking activations", disable=quiet) as bar:
         for path, rows in shards:
             for start in range(0, len(rows), 65536):

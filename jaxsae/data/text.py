@@ -26,8 +26,14 @@ from jaxsae.errors import BadInput
 
 END_OF_TEXT = "<|endoftext|>"
 KINDS = (
-    "stdlib, a file or glob of .txt or .jsonl (also .gz, .xz, .tar, .tar.gz, .tar.xz, .zip of them), tfds:..., hf:..."
+    "stdlib, a file or glob of .txt or .jsonl (also .gz, .xz, .tar, .tar.gz, .tgz, .tar.xz, .zip of them), tfds:..., "
+    "hf:..."
 )
+
+
+def is_path(source: str) -> bool:
+    """Whether a text source is a file or a pattern of files."""
+    return source != "stdlib" and not source.startswith(("tfds:", "hf:"))
 
 
 def documents(sources: Sequence[str]) -> Iterator[str]:
@@ -81,10 +87,10 @@ def _paths(source: str) -> list[Path]:
         return stdlib_files()
     # The name of a file is taken as it is, whatever brackets it holds.
     names = [source] if Path(source).is_file() else sorted(glob.glob(source, recursive=True))
-    found = [Path(name) for name in names if Path(name).is_file()]
-    if not found:
+    files = [Path(name) for name in names if Path(name).is_file()]
+    if not files:
         raise BadInput(f"the text source {source!r} matches no file: allowed are {KINDS}")
-    return found
+    return files
 
 
 def _open(source: str) -> Iterator[str]:
@@ -151,7 +157,7 @@ def _stream(stream, name: str, shown: str) -> Iterator[str]:
             for member in archive:
                 if member.isfile():
                     yield from _stream(archive.extractfile(member), member.name, f"{shown}:{member.name}")
-        # The checksum of a compressed archive is checked where its stream ends, behind the archive's own end.
+        # The checksum of a compressed archive is checked where its stream ends, after the archive's own end.
         while stream.read(1 << 20):
             pass
     elif name.endswith(".zip"):

@@ -1,8 +1,8 @@
 """Tokenised text on disk: contexts of T tokens, written once, read at random.
 
-Documents are tokenised in batches, joined by end-of-text tokens, and cut into contexts [T]. Every twentieth document
-is held out. The result is a tensorflow-datasets dataset in ArrayRecord files, under a cache folder, in a folder named
-by a fingerprint of text, tokenizer and T: the same input is tokenised once.
+The tokenizer packs documents into contexts [T]; every twentieth document is held out. The result is a
+tensorflow-datasets dataset in ArrayRecord files, under a cache folder, in a folder named by a fingerprint of text,
+tokenizer and T: the same input is tokenised once.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from jaxsae import processes
 from jaxsae.data import text
+from jaxsae.distributed import processes
 from jaxsae.errors import BadInput
 
 HELD_OUT_EVERY = 20
@@ -46,7 +46,7 @@ def prepare(
 ) -> Path:
     """The folder of the dataset of `sources` (of their first `limit` documents), written if it is not there.
 
-    Raises BadInput for unusable text.
+    Raises BadInput if the text cannot be used.
     """
     root = Path(cache or default_cache()) / "tokens"
     folder = root / fingerprint(sources, tokenizer, context, limit)
@@ -74,7 +74,7 @@ def _write(folder: Path, sources, tokenizer, context: int, limit: int | None):
 
     from jaxsae.data.builder import Contexts
 
-    quiet = not processes.is_first()
+    quiet = not processes.is_primary()
     bar = tqdm(desc="tokenising", unit="tok", unit_scale=True, leave=False, mininterval=1, disable=quiet)
 
     def documents():
@@ -82,7 +82,7 @@ def _write(folder: Path, sources, tokenizer, context: int, limit: int | None):
 
     def examples(split: str) -> Iterator[np.ndarray]:
         empty = True
-        for tokens in contexts(split_documents(documents(), split), tokenizer, context):
+        for tokens in tokenizer.pack(split_documents(documents(), split), context):
             empty = False
             bar.update(context)
             yield tokens
@@ -117,64 +117,20 @@ def split_documents(documents: Iterable[str], split: str) -> Iterator[str]:
             yield document
 
 
-def contexts(documents: Iterable[str], tokenizer, context: int) -> Iterator[np.ndarray]:
-    """Documents, each after an end-of-text token, cut into int32 contexts [T]; what is left at the end is dropped."""
-    end = np.asarray([tokenizer.end_of_text], np.int32)
-    rest = np.zeros(0, np.int32)
-    for batch in _batches(documents):
-        ids = tokenizer.encode([piece for piece, _ in batch])
-        pieces = [rest]
-        for tokens, (_, first) in zip(ids, batch):
-            pieces += [end] if first else []
-            pieces.append(np.asarray(tokens, np.int32))
-        stream = np.concatenate(pieces)
-        whole = len(stream) // context * context
-        yield from stream[:whole].reshape(-1, context)
-        rest = stream[whole:]
-
-
-def _batches(documents: Iterable[str], characters: int = 2_000_000) -> Iterator[list[tuple[str, bool]]]:
-    """Lists of (piece, is it the first of its document), each list of about so many characters."""
-    batch, size = [], 0
-    for document in documents:
-        for number, piece in enumerate(_pieces(document)):
-            batch.append((piece, number == 0))
-            size += len(piece)
-            if size >= characters:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _pieces(document: str, characters: int = 20_000) -> Iterator[str]:
-    """A long document in pieces that encode to the same tokens several times faster, because they go in parallel.
-
-    Cuts are before a single space between two letters, where GPT-2's pre-tokenizer always begins a new word.
-    """
-    start = 0
-    while len(document) - start > 2 * characters:
-        stop = start + characters
-        while stop < len(document) - 1 and not (
-            document[stop] == " " and document[stop - 1].isalpha() and document[stop + 1].isalpha()
-        ):
-            stop += 1
-        if stop >= len(document) - 1:
-            break
-        yield document[start:stop]
-        start = stop
-    yield document[start:]
-
-
 class TokenContexts:
-    """One split of a prepared dataset, in a shuffled order that is a pure function of the index, repeated for ever."""
+    """One split of a prepared dataset, in a shuffled order that is a pure function of the index, repeated for ever.
+
+    A split is "train", "held_out", or "all" of the text.
+    """
 
     def __init__(self, folder: Path, split: str, seed: int | None):
         """`seed` None keeps the order of the text."""
         import grain
         import tensorflow_datasets as tfds
 
-        self.source = tfds.builder_from_directory(next(Path(folder).glob("contexts/*"))).as_data_source(split)
+        self.source = tfds.builder_from_directory(next(Path(folder).glob("contexts/*"))).as_data_source(
+            "train+held_out" if split == "all" else split
+        )
         order = grain.MapDataset.range(len(self.source))
         # shuffle(seed=s) gives epoch e the order of s + e, so that neighbouring seeds share epochs; seed(s) does not.
         self.order = order if seed is None else order.seed(seed).shuffle().repeat()

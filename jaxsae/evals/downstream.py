@@ -1,13 +1,12 @@
-"""What the language model loses when an autoencoder's reconstruction takes the activation's place (sec. 3.4).
+"""What the language model loses if an autoencoder's reconstruction takes the activation's place (sec. 3.4).
 
-b contexts, T positions. The substitution is at every position. CE in nats of the next token, so T - 1 positions have
-one; what compares two distributions, as KL(original || substituted), at all T.
+b contexts, T positions, V vocabulary. The substitution is at every position. CE in nats of the next token, so T - 1
+positions have one; what compares two distributions, such as KL(original || substituted), at all T.
 """
 
 import jax
 import jax.numpy as jnp
 
-from jaxsae.lm.divergence import kl
 from jaxsae.lm.hooks import parse
 from jaxsae.lm.model import LM, run, suffix
 
@@ -21,51 +20,70 @@ def logits_with(lm: LM, tokens, hook: str, activation):
     return run(lm, tokens, {hook: lambda _: activation})
 
 
-def cross_entropy(logits, tokens):
-    """[b, T]: -log p(next token); 0 at the last position, which has no next token."""
-    log_p = jax.nn.log_softmax(logits[:, :-1])
-    ce = -jnp.take_along_axis(log_p, tokens[:, 1:, None], -1)[..., 0]
+def cross_entropy(log_p, tokens):
+    """[b, T]: -log p(next token), of log-probabilities [b, T, V]; 0 at the last position, which has no next token."""
+    ce = -jnp.take_along_axis(log_p[:, :-1], tokens[:, 1:, None], -1)[..., 0]
     return jnp.pad(ce, ((0, 0), (0, 1)))
 
 
-def total_variation(original, substituted):
-    """Half the sum of |p - q| over the vocabulary, of logits [..., V] each: [...]."""
-    return jnp.abs(jax.nn.softmax(original) - jax.nn.softmax(substituted)).sum(-1) / 2
+def kl(log_p, log_q):
+    """KL(p || q) in nats, of log-probabilities [..., V]: [...]."""
+    return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
 
 
-def top1_consistency(original, substituted):
-    """Whether both, logits [..., V], have the same most probable token: [...], 0 or 1."""
-    return (original.argmax(-1) == substituted.argmax(-1)).astype(original.dtype)
+def total_variation(log_p, log_q):
+    """Half the sum of |p - q| over the vocabulary, of log-probabilities [..., V]: [...]."""
+    return jnp.abs(jnp.exp(log_p) - jnp.exp(log_q)).sum(-1) / 2
+
+
+def top1_consistency(log_p, log_q):
+    """Whether both log-probabilities [..., V] have the same most probable token: [...], 0 or 1."""
+    return (log_p.argmax(-1) == log_q.argmax(-1)).astype(log_p.dtype)
 
 
 # Metrics of two predictions at a position.
 COMPARISONS = {"kl": kl, "total_variation": total_variation, "top1_consistency": top1_consistency}
 
 
-def losses(lm: LM, tokens, hook: str, x, substitutes: dict):
-    """Per-token losses [b, T] of the original pass, of zero-ablation, and of each substitute [b, T, d] for x."""
-    original = logits_with(lm, tokens, hook, x)
-    out = {
-        "ce_original": cross_entropy(original, tokens),
-        "ce_zero": cross_entropy(logits_with(lm, tokens, hook, jnp.zeros_like(x)), tokens),
-    }
-    for name, xhat in substitutes.items():
-        logits = logits_with(lm, tokens, hook, xhat)
-        out[f"{name}ce_substituted"] = cross_entropy(logits, tokens)
-        out |= {f"{name}{other}": compare(original, logits) for other, compare in COMPARISONS.items()}
-    return out
+def zero_is_shared(lm: LM, hook: str) -> bool:
+    """Whether zeros at `hook` give the same predictions in every context: they leave nothing of it in the stream."""
+    return parse(hook, lm.config.n_layer).residual
 
 
-def metrics(sums: dict, predicted: float, tokens: float, prefix: str = "") -> dict[str, float | None]:
-    """Means of summed losses over `predicted` next tokens and `tokens` positions, for the substitute `prefix`."""
+def log_probabilities(lm: LM, tokens, hook: str, activations: list):
+    """Log-probabilities [len(activations), b, T, V] with each of `activations` [b, T, d] at `hook`, in one pass."""
+    count = len(activations)
+    logits = logits_with(lm, jnp.tile(tokens, (count, 1)), hook, jnp.concatenate(activations))
+    return jax.nn.log_softmax(logits.reshape(count, -1, *logits.shape[1:]))
+
+
+def losses(lm: LM, tokens, hook: str, x, substitutes: dict, zero=None):
+    """Losses [b, T] per token: of the original pass and of zero-ablation, and {name: losses} of each substitute
+    [b, T, d] for x. `zero` [1, T, V] are the log-probabilities of zero-ablation, if they are shared and known.
+    """
+    unknown = [] if zero is not None else [jnp.zeros_like(x)]
+    original, *new = log_probabilities(lm, tokens, hook, [x, *substitutes.values(), *unknown])
+    zero = new.pop() if zero is None else jnp.broadcast_to(zero, original.shape)
+    shared = {"ce_original": cross_entropy(original, tokens), "ce_zero": cross_entropy(zero, tokens)}
+    each = {}
+    for name, log_q in zip(substitutes, new):
+        each[name] = {other: compare(original, log_q) for other, compare in COMPARISONS.items()}
+        each[name]["ce_substituted"] = cross_entropy(log_q, tokens)
+    return shared, each
+
+
+def metrics(shared: dict, own: dict, predicted: float, tokens: float) -> dict[str, float | None]:
+    """Means of summed losses, those of all substitutes and those of one, over `predicted` next tokens and `tokens`
+    positions.
+    """
     if predicted == 0:
-        return dict.fromkeys(NAMES)  # contexts of two tokens have no next token behind position 0
-    original, zero = sums["ce_original"] / predicted, sums["ce_zero"] / predicted
-    substituted = sums[f"{prefix}ce_substituted"] / predicted
+        return dict.fromkeys(NAMES)  # contexts of two tokens have no next token after position 1
+    original, zero = shared["ce_original"] / predicted, shared["ce_zero"] / predicted
+    substituted = own["ce_substituted"] / predicted
     return {
         "ce_original": float(original),
         "ce_substituted": float(substituted),
         "delta_ce": float(substituted - original),
         "ce_recovered": float((zero - substituted) / (zero - original)),
-        **{name: float(sums[f"{prefix}{name}"] / tokens) for name in COMPARISONS},
+        **{name: float(own[name] / tokens) for name in COMPARISONS},
     }

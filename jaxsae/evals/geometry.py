@@ -1,28 +1,75 @@
-"""Which latents are alive, and how near their directions are to others (Braun et al. 2024, sec. 3.1, 3.3.3, app. G).
+"""geometry: which latents are alive, and how near their directions are to others (Braun et al. 2024, sec. 3.1, 3.3.3,
+app. G). n, m latents, a of them alive, d width.
 
-n latents, d width. Cosines are signed. "Nearest" is not symmetric: it is asked for the rows of the first dictionary.
+Cosines are signed. "Nearest" is not symmetric: it is asked for the rows of the first dictionary.
 """
 
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
+from jaxsae import interop
+from jaxsae.distributed.mesh import replicate
+from jaxsae.errors import BadInput
 from jaxsae.evals import latents
-from jaxsae.lm.model import LM, prefix
+from jaxsae.evals.interface import Evaluation
+from jaxsae.evals.subject import Subject
 from jaxsae.precision import matmul
-from jaxsae.sae.struct import SAE
+from jaxsae.sae.layout import DATA, LATENT, REPLICATED, TOKENS
+from jaxsae.sae.types import SAE
 
-# Rows whose cosines with a whole dictionary exist at once.
+# Rows of the second dictionary whose cosines with the first exist at once.
 BLOCK = 1024
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-def frequencies(lm: LM, sae: SAE, hook: str, tokens, batch: int = 8) -> np.ndarray:
-    """Share of the tokens [b, T] on which each latent has a value other than 0: float64 [n]. Position 0 counts too."""
-    total = sum(np.asarray(_counts(lm, sae, part, hook), np.int64) for part in latents.batches(tokens, batch))
-    return total / np.size(tokens)
+@dataclass(frozen=True)
+class Config:
+    other: str | None = None
+    """A second autoencoder, of the same width, whose directions are searched for the nearest ones."""
+
+
+def run(subject: Subject, config: Config) -> dict:
+    """Living latents, their frequencies, and the largest cosines of their directions: means and quantiles."""
+    frequency = frequencies(subject)
+    indices = alive(frequency)
+    out = {
+        "alive": len(indices),
+        "alive_fraction": len(indices) / len(frequency),
+        "frequency": _summary(frequency[indices]),
+    }
+    rows = directions(subject.sae, indices)
+    if len(indices) > 1:
+        out["nearest_other"] = _summary(nearest_other(rows))
+    if config.other is not None and len(indices):
+        # Its latents need not divide over the mesh.
+        other = replicate(interop.load(config.other), subject.mesh)
+        out["nearest_in_other"] = _summary(nearest(rows, directions(other)))
+    return out
+
+
+def check(subject: Subject, config: Config):
+    """Raises BadInput for a second autoencoder that is not there or has another width."""
+    if config.other is None:
+        return
+    _, d = interop.shape(config.other)
+    if d != subject.sae.d:
+        raise BadInput(f"--geometry.other {config.other} has width {d}, and this autoencoder {subject.sae.d}")
+
+
+def frequencies(subject: Subject) -> np.ndarray:
+    """Share of the subject's tokens on which each latent has a value other than 0: float64 [n]; position 0 counts."""
+    total = np.zeros(subject.sae.n, np.int64)
+    with jax.set_mesh(subject.mesh):
+        for batch in subject.batches(title="geometry"):
+            total += np.asarray(_counts(subject.sae, subject.activations(batch), batch.mask, subject.selection))
+    return total / subject.rows
 
 
 def alive(frequencies) -> np.ndarray:
@@ -31,40 +78,85 @@ def alive(frequencies) -> np.ndarray:
 
 
 def directions(sae: SAE, indices=None):
-    """What latents write, as unit rows: [n, d], or those of `indices` [a]: [a, d]."""
-    W = sae.W_dec if indices is None else sae.W_dec[jnp.asarray(indices)]
+    """What latents write, as unit rows on every device of the mesh that is set: [n, d], or [a, d] of `indices` [a]."""
+    indices = np.arange(sae.n) if indices is None else np.asarray(indices)
+    W = sae.W_dec.at[indices].get(out_sharding=REPLICATED)
     return W / jnp.maximum(jnp.sqrt((W * W).sum(1, keepdims=True)), 1e-12)
 
 
-def nearest(a, b):
-    """The largest cosine of each row of a [n, d] with a row of b [m, d], unit rows both: [n]."""
-    return _nearest(a, b, False)
+def nearest(a, b, block: int = BLOCK):
+    """The largest cosine of each row of a [n, d] with a row of b [m, d], unit rows both: [n].
+
+    Rows of a are split over the devices of the mesh that is set; cosines with `block` rows of b exist at once.
+    """
+    return _nearest(a, b, False, block)
 
 
-def nearest_other(a):
-    """The largest cosine of each unit row of a [n, d] with another row of a: [n] (-inf where there is no other)."""
-    return _nearest(a, a, True)
+def nearest_other(a, block: int = BLOCK):
+    """The largest cosine of each unit row of a [n, d] with another row of a: [n] (-inf if there is no other)."""
+    return _nearest(a, a, True, block)
 
 
-@partial(jax.jit, static_argnames="hook")
-def _counts(lm, sae, tokens, hook):
-    x = prefix(lm, tokens, hook)
-    x = x.reshape(-1, x.shape[-1])
-    return latents.counts(sae, x, jnp.ones(len(x), bool))
+def _summary(values) -> dict[str, float]:
+    """The mean and quantiles of a sample."""
+    values = np.asarray(values, np.float64)
+    if not len(values):
+        return {}
+    return {"mean": float(values.mean())} | {f"q{q:.2f}": float(np.quantile(values, q)) for q in QUANTILES}
 
 
-@partial(jax.jit, static_argnames="others")
-def _nearest(a, b, others: bool):
-    n, d = a.shape
-    rows = min(BLOCK, n)
+@partial(jax.jit, static_argnames="selection")
+def _counts(sae, x, mask, selection):
+    """On how many tokens of x [b, T, d], of the contexts in `mask` [b], each latent is active: int32 [n]."""
+    b, T, d = x.shape
+    among = jnp.broadcast_to(mask[:, None], (b, T), out_sharding=TOKENS)
+    flat = lambda a, *rest: lax.reshape(a, (b * T, *rest), out_sharding=TOKENS)
+    count = latents.counts(sae, flat(jax.reshard(x, TOKENS), d), flat(among), selection)
+    return jax.reshard(count, REPLICATED)
 
-    def block(part):
-        a, number = part
-        cosines = matmul(a, b.T)
+
+@partial(jax.jit, static_argnames=("others", "block"))
+def _nearest(a, b, others: bool, block: int):
+    n, m = len(a), len(b)
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = jnp.pad(a, ((0, -n % mesh.size if mesh.shape else 0), (0, 0)))
+    rows = jax.reshard(rows, P((DATA, LATENT))) if mesh.shape else rows
+    block = min(block, m)
+
+    def largest(best, part):
+        b, start = part
+        cosines = matmul(rows, b.T)
+        number = start + jnp.arange(block)
+        left_out = number >= m
         if others:
-            cosines = jnp.where(number[:, None] == jnp.arange(len(b)), -jnp.inf, cosines)
-        return cosines.max(1)
+            left_out = left_out | (jnp.arange(len(rows))[:, None] == number)
+        return jnp.maximum(best, jnp.where(left_out, -jnp.inf, cosines).max(1)), None
 
-    parts = jnp.pad(a, ((0, -n % rows), (0, 0))).reshape(-1, rows, d)
-    numbers = jnp.arange(parts.shape[0] * rows).reshape(-1, rows)
-    return lax.map(block, (parts, numbers)).reshape(-1)[:n]
+    parts = jnp.pad(b, ((0, -m % block), (0, 0))).reshape(-1, block, b.shape[1])
+    best = lax.scan(largest, jnp.full_like(rows[:, 0], -jnp.inf), (parts, jnp.arange(len(parts)) * block))[0]
+    return (jax.reshard(best, REPLICATED) if mesh.shape else best)[:n]
+
+
+def figure(result: dict, path: Path):
+    """Quantiles of the nearest cosines, drawn as a line for each comparison."""
+    from matplotlib.figure import Figure
+
+    picture = Figure(figsize=(5, 3.5), layout="constrained")
+    ax = picture.subplots()
+    for name in ("nearest_other", "nearest_in_other"):
+        if name in result:
+            ax.plot([result[name][f"q{q:.2f}"] for q in QUANTILES], QUANTILES, marker="o", label=name.replace("_", " "))
+    ax.set(xlabel="largest cosine", ylabel="share of living latents below", ylim=(0, 1))
+    ax.legend(frameon=False)
+    picture.savefig(path, dpi=110)
+
+
+EVALUATION = Evaluation(
+    run,
+    """A latent is alive if its value is not 0 on at least one token, position 0 included, with weights at rest;
+    frequency is the share of such tokens. Cosines are signed, of decoder rows of living latents: nearest_other with
+    another living latent of the same autoencoder, nearest_in_other with any latent of the second one.""",
+    Config,
+    check=check,
+    figure=figure,
+)

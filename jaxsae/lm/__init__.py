@@ -1,23 +1,34 @@
-"""The subject model: GPT-2 or GPT-Neo in Flax, cut at TransformerLens's hook points."""
+"""Language models, of any family in architecture.py, cut at TransformerLens's hook points."""
 
-from jaxsae.lm.hooks import default as default_hook
-from jaxsae.lm.model import LM, advance, capture, final, prefix, run, suffix, unembed
-from jaxsae.lm.process import process_weights
-from jaxsae.lm.tokenizer import load_tokenizer
-from jaxsae.lm.weights import checksum, load
+import importlib
 
-__all__ = [
-    "LM",
-    "advance",
-    "capture",
-    "checksum",
-    "default_hook",
-    "final",
-    "load",
-    "load_tokenizer",
-    "prefix",
-    "process_weights",
-    "run",
-    "suffix",
-    "unembed",
-]
+# Public names and where they live; imported when first used, so that a config costs no model library.
+_NAMES = {
+    "LM": "jaxsae.lm.model",
+    "advance": "jaxsae.lm.model",
+    "block_ends": "jaxsae.lm.architecture",
+    "capture": "jaxsae.lm.model",
+    "checksum": "jaxsae.lm.weights",
+    "default_hook": "jaxsae.lm.hooks",
+    "depth": "jaxsae.lm.architecture",
+    "final": "jaxsae.lm.model",
+    "load": "jaxsae.lm.weights",
+    "load_tokenizer": "jaxsae.lm.tokenizer",
+    "prefix": "jaxsae.lm.model",
+    "process_weights": "jaxsae.lm.model",
+    "run": "jaxsae.lm.model",
+    "suffix": "jaxsae.lm.model",
+    "unembed": "jaxsae.lm.model",
+}
+
+__all__ = [*_NAMES]
+
+
+def __getattr__(name):
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'jaxsae.lm' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass
 
-from jaxsae.precision import Products
+from jaxsae.precision import Precision
 
 
 @dataclass(frozen=True)
 class LMConfig:
     lm: str = "embedded"
-    """Language model, a GPT-2 or a GPT-Neo: embedded, a folder in Hugging Face format, or a hub name such as gpt2."""
+    """Language model: embedded, a folder in Hugging Face format, or a hub name such as gpt2."""
     hook: str | None = None
-    """Hook point, by TransformerLens's name; the residual stream at three quarters of the depth unless given."""
-    lm_products: Products = "float32"
+    """Hook point, by TransformerLens's name; default: the residual stream at three quarters of the depth."""
+    lm_precision: Precision = "float32"
     """Precision of the language model's matrix products."""
     process_weights: bool = False
     """Apply TransformerLens's weight processing (folded norms, centred writes) to the language model."""

@@ -1,4 +1,4 @@
-"""How far a language model's predictions are from its own, after something was put in its stream. V vocabulary.
+"""How much a language model's predictions change if its stream is changed. N tokens, V vocabulary.
 
 KL(original || substituted), in nats, of the distributions of the next token: the direction of Braun et al. 2024's code
 (their formula, and their docstring, have it the other way round).
@@ -17,17 +17,17 @@ CACHED = 400_000
 
 
 def kl(original, substituted):
-    """Of logits [..., V] each: [...]."""
+    """KL(original || substituted) from two logit arrays [..., V]; returns [...]."""
     p, q = jax.nn.log_softmax(original), jax.nn.log_softmax(substituted)
     return (jnp.exp(p) * (p - q)).sum(-1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def kl_of_streams(lm: LM, original, substituted, chunk: int, reverse: bool = False):
-    """Of what the unembedding reads (`lm.final`), [N, d] each: [N]; `reverse` is KL(substituted || original).
+    """KL(original || substituted) from two arrays [N, d] of what the unembedding reads (`lm.final`); returns [N].
 
-    The logits of `chunk` tokens exist at once: neither [N, V] nor a gradient of the language model is ever made, and
-    the gradient reaches `substituted` alone.
+    `reverse` gives KL(substituted || original). The logits of `chunk` tokens exist at once: neither [N, V] nor a
+    gradient of the language model is ever made, and the gradient reaches `substituted` alone.
     """
     divergence = (lambda p, q: kl(q, p)) if reverse else kl
     return _in_chunks(lambda p, q: divergence(unembed(lm, p), unembed(lm, q)), chunk, original, substituted)

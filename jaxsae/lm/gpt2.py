@@ -1,23 +1,24 @@
-"""GPT-2 and GPT-Neo in Flax, in pieces that meet at hook points.
+"""GPT-2 in Flax. B sequences, T tokens, D width, H heads, V vocabulary.
 
-B sequences, T positions, D width, H heads, V vocabulary. A residual hook point cuts the network in two: `upto` runs
-the layers before it and nothing else, `onward` the layers after it. Every hook point also has a tap, a function that
-sees the activation there and returns what replaces it.
-
-A GPT-Neo is a GPT-2 whose attention is not scaled and, in some layers, sees only a window of positions.
+Two sublayers a block: attention (resid_pre to resid_mid) and the MLP (resid_mid to resid_post). The module also serves
+families that differ in the attention's scale or window alone.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxsae.errors import BadInput
+from jaxsae.lm import hf as files
+from jaxsae.lm.architecture import Architecture
+from jaxsae.lm.attention import attention, positions
+from jaxsae.lm.fold import centre, plain, read_through
 from jaxsae.lm.hooks import Hook
-from jaxsae.precision import PRECISION, Products, dense_dot, matmul
-
-Taps = Mapping[Hook, Callable[[jax.Array], jax.Array]]
+from jaxsae.precision import PRECISION, Precision, dense_dot, matmul
 
 ACTIVATIONS = {
     "gelu_new": nn.gelu,
@@ -30,11 +31,11 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """The shape of a GPT-2 or a GPT-Neo; `read_config` in weights.py reads one from a Hugging Face config.json."""
+    """The shape of a GPT-2, and what its config.json can switch."""
 
     vocab_size: int
-    n_positions: int
-    n_embd: int
+    n_ctx: int
+    d_model: int
     n_layer: int
     n_head: int
     n_inner: int
@@ -46,26 +47,8 @@ class GPT2Config:
     windows: tuple[int | None, ...] = ()
     # Tied: the unembedding is the transposed token embedding. Untied: a matrix and a bias of its own.
     tied: bool = True
-    products: Products = "float32"
-
-    def width(self, hook: Hook) -> int:
-        """Width of the activation at `hook`."""
-        return self.n_inner if hook.kind == "mlp.hook_post" else self.n_embd
-
-
-def attention(q, k, v, scale: float, window: int | None = None):
-    """Causal attention, to the last `window` positions if given, q, k, v [B, T, H, D/H] -> [B, T, H, D/H]."""
-    if q.dtype != jnp.float64:
-        # JAX counts the positions before and after a token, and not the token itself.
-        local = None if window is None else (window - 1, 0)
-        return jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=True, local_window_size=local)
-    # jax.nn.dot_product_attention takes its softmax in float32 whatever the input; float64 is asked for to compare
-    # to more digits than that.
-    logits = jnp.einsum("bthd,bshd->bhts", q, k) * scale
-    seen = jnp.tril(jnp.ones(logits.shape[-2:], bool))
-    if window is not None:
-        seen = jnp.triu(seen, 1 - window)
-    return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(jnp.where(seen, logits, -jnp.inf)), v)
+    precision: Precision = "float32"
+    architecture: str = "gpt2"
 
 
 class Attention(nn.Module):
@@ -73,21 +56,21 @@ class Attention(nn.Module):
     layer: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, mask):
         c = self.config
-        dot = dense_dot(c.products)
-        qkv = nn.Dense(3 * c.n_embd, dot_general=dot, name="c_attn")(x)
+        dot = dense_dot(c.precision)
+        qkv = nn.Dense(3 * c.d_model, dot_general=dot, name="c_attn")(x)
         q, k, v = jnp.split(qkv.reshape(*x.shape[:-1], 3 * c.n_head, -1), 3, axis=-2)
-        scale = (c.n_embd // c.n_head) ** -0.5 if c.scale_attn_weights else 1.0
+        scale = (c.d_model // c.n_head) ** -0.5 if c.scale_attn_weights else 1.0
         if c.scale_attn_by_inverse_layer_idx:
             scale /= self.layer + 1
-        with jax.default_matmul_precision(PRECISION[c.products]):
-            y = attention(q, k, v, scale, c.windows[self.layer] if c.windows else None)
-        return nn.Dense(c.n_embd, dot_general=dot, name="c_proj")(y.reshape(x.shape))
+        with jax.default_matmul_precision(PRECISION[c.precision]):
+            y = attention(q, k, v, scale, c.windows[self.layer] if c.windows else None, mask)
+        return nn.Dense(c.d_model, dot_general=dot, name="c_proj")(y.reshape(x.shape))
 
 
 class Block(nn.Module):
-    """One block as two halves, residual stream in, residual stream out, [B, T, D]."""
+    """One block as two sublayers, residual stream [B, T, D] in, residual stream out."""
 
     config: GPT2Config
     layer: int
@@ -95,92 +78,199 @@ class Block(nn.Module):
     def setup(self):
         # The fast variance E[x^2] - E[x]^2 differs from PyTorch's in the fourth digit at position 0.
         norm = lambda: nn.LayerNorm(self.config.layer_norm_epsilon, use_fast_variance=False)
-        dense = lambda width: nn.Dense(width, dot_general=dense_dot(self.config.products))
+        dense = lambda width: nn.Dense(width, dot_general=dense_dot(self.config.precision))
         self.ln_1, self.attn = norm(), Attention(self.config, self.layer)
-        self.ln_2, self.c_fc, self.c_proj = norm(), dense(self.config.n_inner), dense(self.config.n_embd)
+        self.ln_2, self.c_fc, self.c_proj = norm(), dense(self.config.n_inner), dense(self.config.d_model)
 
-    def attn_out(self, x):
-        return self.attn(self.ln_1(x))
+    def attention(self, x, mask, tap):
+        return x + tap(Hook(self.layer, "hook_attn_out"), self.attn(self.ln_1(x), mask))
 
-    def neurons(self, x):
-        """[B, T, D] -> [B, T, n_inner]."""
-        return ACTIVATIONS[self.config.activation_function](self.c_fc(self.ln_2(x)))
-
-    def mlp_out(self, neurons):
-        return self.c_proj(neurons)
-
-    def half(self, x, second: bool, taps: Taps):
-        """Attention's half (resid_pre to resid_mid) or the MLP's (resid_mid to resid_post)."""
-        tap = lambda kind, value: taps.get(Hook(self.layer, kind), lambda a: a)(value)
-        if second:
-            neurons = tap("mlp.hook_post", self.neurons(x))
-            return tap("hook_resid_post", x + tap("hook_mlp_out", self.mlp_out(neurons)))
-        x = tap("hook_resid_pre", x)
-        return tap("hook_resid_mid", x + tap("hook_attn_out", self.attn_out(x)))
-
-
-def halves_before(hook: Hook) -> int:
-    """How many half blocks a residual hook point has before it (resid_post L and resid_pre L + 1 are one place)."""
-    return 2 * hook.layer + {"hook_resid_pre": 0, "hook_resid_mid": 1, "hook_resid_post": 2}[hook.kind]
-
-
-def flops_of_pieces(config: GPT2Config, hook: Hook) -> tuple[int, int]:
-    """FLOPs per token before and behind a residual hook point: those of the matrices, attention's own left out."""
-    d, halves = config.n_embd, (8 * config.n_embd**2, 4 * config.n_embd * config.n_inner)
-    blocks = [halves[half % 2] for half in range(2 * config.n_layer)]
-    cut = halves_before(hook)
-    return sum(blocks[:cut]), sum(blocks[cut:]) + 2 * d * config.vocab_size
+    def mlp(self, x, mask, tap):
+        neurons = ACTIVATIONS[self.config.activation_function](self.c_fc(self.ln_2(x)))
+        neurons = tap(Hook(self.layer, "mlp.hook_post"), neurons)
+        return x + tap(Hook(self.layer, "hook_mlp_out"), self.c_proj(neurons))
 
 
 class GPT2(nn.Module):
-    """Token ids [B, T] to logits [B, T, V], cut at any hook point."""
+    """Token ids [B, T] to logits [B, T, V], and the pieces of it."""
 
     config: GPT2Config
 
     def setup(self):
         c = self.config
-        self.wte, self.wpe = nn.Embed(c.vocab_size, c.n_embd), nn.Embed(c.n_positions, c.n_embd)
+        self.wte, self.wpe = nn.Embed(c.vocab_size, c.d_model), nn.Embed(c.n_ctx, c.d_model)
         self.h = [Block(c, layer) for layer in range(c.n_layer)]
         self.ln_f = nn.LayerNorm(c.layer_norm_epsilon, use_fast_variance=False)
         if not c.tied:
-            self.lm_head = nn.Dense(c.vocab_size, dot_general=dense_dot(c.products))
+            self.lm_head = nn.Dense(c.vocab_size, dot_general=dense_dot(c.precision))
 
-    def embed(self, tokens):
-        return self.wte(tokens) + self.wpe(jnp.arange(tokens.shape[-1]))
+    def embed(self, tokens, mask):
+        return self.wte(tokens) + self.wpe(positions(mask, tokens.shape[-1]))
 
-    def _halves(self, x, start: int, stop: int, taps: Taps):
-        for i in range(start, stop):
-            x = self.h[i // 2].half(x, bool(i % 2), taps)
-        return x
+    def sublayer(self, x, i, mask, tap):
+        block = self.h[i // 2]
+        return (block.mlp if i % 2 else block.attention)(x, mask, tap)
 
-    def upto(self, tokens, hook: Hook):
-        """The activation at `hook`, [B, T, width]; nothing after it is computed."""
-        if hook.residual:
-            return self._halves(self.embed(tokens), 0, halves_before(hook), {})
-        block, attention_half = self.h[hook.layer], hook.kind == "hook_attn_out"
-        x = self._halves(self.embed(tokens), 0, 2 * hook.layer + (not attention_half), {})
-        if attention_half:
-            return block.attn_out(x)
-        neurons = block.neurons(x)
-        return neurons if hook.kind == "mlp.hook_post" else block.mlp_out(neurons)
-
-    def between(self, x, start: Hook, stop: Hook):
-        """The residual stream [B, T, D] at `stop` from that at `start`; only what lies between is computed."""
-        return self._halves(x, halves_before(start), halves_before(stop), {})
-
-    def onward(self, x, hook: Hook, taps: Taps = {}):
-        """From the residual stream [B, T, D] at `hook` to what the unembedding reads; nothing before is computed."""
-        return self.ln_f(self._halves(x, halves_before(hook), 2 * self.config.n_layer, taps))
-
-    def through(self, tokens, taps: Taps = {}):
-        """From tokens to what the unembedding reads, with taps anywhere."""
-        return self.onward(self.embed(tokens), Hook(0, "hook_resid_pre"), taps)
+    def final_norm(self, x):
+        return self.ln_f(x)
 
     def unembed(self, x):
-        """[..., D] -> logits [..., V]."""
         if not self.config.tied:
             return self.lm_head(x)
-        return matmul(x, self.wte.embedding.T, self.config.products)
+        return matmul(x, self.wte.embedding.T, self.config.precision)
 
     def __call__(self, tokens):
-        return self.unembed(self.through(tokens))
+        x = self.embed(tokens, None)
+        for i in range(2 * self.config.n_layer):
+            x = self.sublayer(x, i, None, lambda hook, value: value)
+        return self.unembed(self.final_norm(x))
+
+
+def _piece(method):
+    """A method of the module as a function of (params, config, ...)."""
+    return lambda params, config, *args: GPT2(config).apply({"params": params}, *args, method=method)
+
+
+def shapes(config: GPT2Config) -> dict:
+    return jax.eval_shape(GPT2(config).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))["params"]
+
+
+def cuts(config: GPT2Config) -> tuple[tuple[Hook, ...], ...]:
+    names = [[] for _ in range(2 * config.n_layer + 1)]
+    for layer in range(config.n_layer):
+        for i, kind in enumerate(("hook_resid_pre", "hook_resid_mid", "hook_resid_post")):
+            names[2 * layer + i].append(Hook(layer, kind))
+    return tuple(map(tuple, names))
+
+
+def inside(config: GPT2Config) -> tuple[tuple[Hook, ...], ...]:
+    halves = ("hook_attn_out",), ("mlp.hook_post", "hook_mlp_out")
+    return tuple(tuple(Hook(i // 2, kind) for kind in halves[i % 2]) for i in range(2 * config.n_layer))
+
+
+def width(config: GPT2Config, hook: Hook) -> int:
+    return config.n_inner if hook.kind == "mlp.hook_post" else config.d_model
+
+
+def flops(config: GPT2Config) -> tuple[int, ...]:
+    d = config.d_model
+    return (8 * d**2, 4 * d * config.n_inner) * config.n_layer + (2 * d * config.vocab_size,)
+
+
+def read_config(hf: dict, folder: Path, precision: Precision) -> GPT2Config:
+    size = lambda name, default=None: files.size(hf, name, folder, default)
+    config = GPT2Config(
+        vocab_size=size("vocab_size"),
+        n_ctx=size("n_positions"),
+        d_model=(d := size("n_embd")),
+        n_layer=size("n_layer"),
+        n_head=(heads := size("n_head")),
+        n_inner=size("n_inner", 4 * d),
+        activation_function=files.choice(hf, "activation_function", "gelu_new", ACTIVATIONS, folder),
+        layer_norm_epsilon=hf.get("layer_norm_epsilon", 1e-5),
+        scale_attn_weights=hf.get("scale_attn_weights", True),
+        scale_attn_by_inverse_layer_idx=hf.get("scale_attn_by_inverse_layer_idx", False),
+        tied=hf.get("tie_word_embeddings", True),
+        precision=precision,
+    )
+    if d % heads:
+        raise BadInput(f"{folder}/config.json: n_embd {d} is not a multiple of n_head {heads}")
+    return config
+
+
+def hf_names(config: GPT2Config) -> dict[str, tuple[str, ...]]:
+    """{Hugging Face's name of a tensor, without `transformer.`: its path in the Flax parameters}.
+
+    The Conv1D of Hugging Face's GPT-2 stores its kernels [in, out], as Flax does: names change and numbers do not.
+    """
+    names = {
+        "wte.weight": ("wte", "embedding"),
+        "wpe.weight": ("wpe", "embedding"),
+        "ln_f.weight": ("ln_f", "scale"),
+        "ln_f.bias": ("ln_f", "bias"),
+    }
+    dense = {"attn.c_attn": ("attn", "c_attn"), "attn.c_proj": ("attn", "c_proj")}
+    dense |= {"mlp.c_fc": ("c_fc",), "mlp.c_proj": ("c_proj",)}
+    for layer in range(config.n_layer):
+        for norm in ("ln_1", "ln_2"):
+            names[f"h.{layer}.{norm}.weight"] = (f"h_{layer}", norm, "scale")
+            names[f"h.{layer}.{norm}.bias"] = (f"h_{layer}", norm, "bias")
+        for theirs, ours in dense.items():
+            names[f"h.{layer}.{theirs}.weight"] = (f"h_{layer}", *ours, "kernel")
+            names[f"h.{layer}.{theirs}.bias"] = (f"h_{layer}", *ours, "bias")
+    return names
+
+
+def from_hf(tensors: dict[str, np.ndarray], config: GPT2Config, shown="the model") -> dict:
+    # The hub's original gpt2 has no prefix, and carries causal masks as `h.*.attn.bias` (not `c_attn.bias`).
+    tensors = {name.removeprefix("transformer."): x for name, x in tensors.items()}
+    if any(name.startswith(f"h.{config.n_layer}.") for name in tensors):
+        raise BadInput(f"{shown} has weights of more layers than the {config.n_layer} of its config.json")
+    params = files.nested(tensors, hf_names(config), shown)
+    if not config.tied:
+        if "lm_head.weight" not in tensors:
+            raise BadInput(f"{shown} has no weights called lm_head.weight, but its config.json says that it is untied")
+        head = tensors["lm_head.weight"]
+        params["lm_head"] = {"kernel": head.T, "bias": np.zeros(config.vocab_size, head.dtype)}
+    return params
+
+
+def to_hf(params: dict, config: GPT2Config) -> dict[str, np.ndarray]:
+    """The tensors that `from_hf` reads. Raises BadInput for an untied model, whose unembedding has no place there, and
+    for one with attention windows, which would be read without them.
+    """
+    if not config.tied:
+        raise BadInput("only a model whose unembedding is its token embedding can be written in this format")
+    if config.windows:
+        raise BadInput("a model whose attention has windows cannot be written as a GPT-2, which has none")
+    return {f"transformer.{name}": x for name, x in files.flat(params, hf_names(config)).items()}
+
+
+def fold(params: dict, config: GPT2Config) -> tuple[dict, GPT2Config]:
+    p, c = params, config
+    head = p["lm_head"] if not c.tied else {"kernel": p["wte"]["embedding"].T, "bias": jnp.zeros(c.vocab_size)}
+    W_U, b_U = read_through(p["ln_f"], head)
+    processed = {
+        "wte": {"embedding": centre(p["wte"]["embedding"])},
+        "wpe": {"embedding": centre(p["wpe"]["embedding"])},
+        "ln_f": plain(p["ln_f"]),
+        "lm_head": {"kernel": centre(W_U), "bias": centre(b_U)},
+    }
+    for name in (f"h_{layer}" for layer in range(c.n_layer)):
+        processed[name] = _fold_block(p[name], c.d_model)
+    return processed, replace(c, tied=False)
+
+
+def _fold_block(p, d):
+    W_qkv, b_qkv = read_through(p["ln_1"], p["attn"]["c_attn"])
+    W_in, b_in = read_through(p["ln_2"], p["c_fc"])
+    # A constant value vector passes attention unchanged, because its weights sum to one.
+    W_O = p["attn"]["c_proj"]["kernel"]
+    b_O = p["attn"]["c_proj"]["bias"] + matmul(b_qkv[2 * d :], W_O)
+    b_qkv = b_qkv.at[2 * d :].set(0)
+    return {
+        "ln_1": plain(p["ln_1"]),
+        "attn": {
+            "c_attn": {"kernel": W_qkv, "bias": b_qkv},
+            "c_proj": {"kernel": centre(W_O), "bias": centre(b_O)},
+        },
+        "ln_2": plain(p["ln_2"]),
+        "c_fc": {"kernel": W_in, "bias": b_in},
+        "c_proj": {"kernel": centre(p["c_proj"]["kernel"]), "bias": centre(p["c_proj"]["bias"])},
+    }
+
+
+ARCHITECTURE = Architecture(
+    read_config=read_config,
+    from_hf=from_hf,
+    shapes=shapes,
+    cuts=cuts,
+    inside=inside,
+    width=width,
+    embed=_piece(GPT2.embed),
+    sublayer=_piece(GPT2.sublayer),
+    final_norm=_piece(GPT2.final_norm),
+    unembed=_piece(GPT2.unembed),
+    flops=flops,
+    fold=fold,
+)

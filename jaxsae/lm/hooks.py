@@ -3,14 +3,17 @@
 The names are TransformerLens's. `blocks.L.` is followed by one of
 
     hook_resid_pre    residual stream entering block L            d     HF hidden_states[L]
-    hook_resid_mid    ... after the block's attention             d
+    hook_resid_mid    ... after the block's attention             d     (not if attention and MLP run in parallel)
     hook_resid_post   ... leaving block L                         d     HF hidden_states[L + 1] (but before ln_f)
-    hook_attn_out     what attention adds to the stream           d     HF transformer.h.L.attn.c_proj, output
-    hook_mlp_out      what the MLP adds to the stream             d     HF transformer.h.L.mlp.c_proj, output
-    mlp.hook_post     MLP neurons after the activation function   4 d   HF transformer.h.L.mlp.act, output
+    hook_attn_out     what attention adds to the stream           d     HF (of GPT-2) transformer.h.L.attn.c_proj
+    hook_mlp_out      what the MLP adds to the stream             d     HF (of GPT-2) transformer.h.L.mlp.c_proj
+    mlp.hook_post     MLP neurons after the activation function   4 d   HF (of GPT-2) transformer.h.L.mlp.act
+
+HF: where Hugging Face's model has the same activation, as a hidden state or as a module's output.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxsae.errors import BadInput
@@ -34,11 +37,14 @@ class Hook:
         return f"blocks.{self.layer}.{self.kind}"
 
 
-def parse(name: str, n_layer: int) -> Hook:
-    """The hook point called `name` of a model with `n_layer` blocks. Raises BadInput for any other name."""
+def parse(name: str, n_layer: int, kinds: Sequence[str] = KINDS) -> Hook:
+    """The hook point called `name` of a model with `n_layer` blocks, each with hook points of these `kinds`.
+
+    Raises BadInput for any other name.
+    """
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
-    if not match or match[2] not in KINDS:
-        allowed = ", ".join(f"blocks.L.{kind}" for kind in KINDS)
+    if not match or match[2] not in kinds:
+        allowed = ", ".join(f"blocks.L.{kind}" for kind in kinds)
         raise BadInput(f"unknown hook point {name!r}: allowed are {allowed}, with L from 0 to {n_layer - 1}")
     layer = int(match[1])
     if layer >= n_layer:
@@ -48,6 +54,6 @@ def parse(name: str, n_layer: int) -> Hook:
     return Hook(layer, match[2])
 
 
-def default(n_layer: int) -> str:
+def default_hook(n_layer: int) -> str:
     """The residual stream at three quarters of the depth (Gao et al. 2024, sec. 2.1: block 8 of GPT-2 small's 12)."""
     return f"blocks.{max(1, n_layer * 3 // 4) - 1}.hook_resid_post"

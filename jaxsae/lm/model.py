@@ -1,108 +1,100 @@
-"""The subject model: a frozen GPT-2 or GPT-Neo as a pytree, and the pure functions that run pieces of it.
+"""A frozen language model as a pytree, and the pure functions that run pieces of it. B sequences, T tokens, D width.
 
     stream = prefix(lm, tokens, "blocks.8.hook_resid_post")        # [B, T, D]; runs blocks 0 to 8 only
     logits = suffix(lm, stream, "blocks.8.hook_resid_post")        # [B, T, V]; runs blocks 9 to 11 only
     logits = run(lm, tokens, {"blocks.3.mlp.hook_post": f})        # f's result replaces the activation
-    values = capture(lm, tokens, ["blocks.3.hook_attn_out"])       # {hook: [B, T, width]}
+    values, logits = capture(lm, tokens, ["blocks.3.hook_attn_out"])    # {hook: [B, T, width]}
+
+Everything here is written once, over the record of architecture.py, for every family. A `mask` [B, T] is True at real
+tokens and None if all are: padding, on either side, changes nothing at real tokens. Token ids outside the vocabulary
+are refused if their values are known; inside `jit` they are not, and what comes of them is undefined.
 
 Pass an LM to jitted functions as an argument; closing over one would turn its parameters into constants.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
+import numpy as np
 
 from jaxsae.errors import BadInput
-from jaxsae.lm.gpt2 import GPT2, GPT2Config, halves_before
-from jaxsae.lm.hooks import Hook, parse
+from jaxsae.lm.architecture import depth, of, parse, places
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["config", "folder"])
 @dataclass(frozen=True)
 class LM:
-    """A language model: Flax parameters, their configuration, and the folder that its tokenizer's files lie in."""
+    """A language model: its family's parameters and config, and the folder that its tokenizer's files lie in."""
 
-    params: dict
-    config: GPT2Config
+    params: Any
+    config: Any
     folder: str | None = None
 
-    def prefix(self, tokens, hook):
-        return prefix(self, tokens, hook)
+    def prefix(self, tokens, hook, mask=None):
+        return prefix(self, tokens, hook, mask)
 
-    def suffix(self, stream, hook):
-        return suffix(self, stream, hook)
+    def suffix(self, stream, hook, mask=None):
+        return suffix(self, stream, hook, mask)
 
-    def final(self, stream, hook):
-        return final(self, stream, hook)
+    def final(self, stream, hook, mask=None):
+        return final(self, stream, hook, mask)
 
     def unembed(self, x):
         return unembed(self, x)
 
-    def run(self, tokens, taps={}):
-        return run(self, tokens, taps)
+    def run(self, tokens, taps={}, mask=None):
+        return run(self, tokens, taps, mask)
 
 
-def _apply(lm: LM, method, *args):
-    return GPT2(lm.config).apply({"params": lm.params}, *args, method=method)
+def prefix(lm: LM, tokens, hook, mask=None):
+    """The activation at `hook` of token ids [B, T]: [B, T, width]. Inside `jit`, nothing after the hook is computed."""
+    hook = parse(lm.config, hook)
+    cut, at_cut = places(lm.config)[hook]
+    stream = _through(lm, _embed(lm, tokens, mask), 0, cut, mask)
+    if at_cut:
+        return stream
+    seen = {}
+    of(lm.config).sublayer(lm.params, lm.config, stream, cut, mask, seen.setdefault)
+    return seen[hook]
 
 
-def _hook(lm: LM, hook: str | Hook) -> Hook:
-    return parse(str(hook), lm.config.n_layer)
-
-
-def _residual(lm: LM, hook: str | Hook) -> Hook:
-    hook = _hook(lm, hook)
-    if not hook.residual:
-        raise BadInput(f"the network cannot be cut at {hook}: take a residual hook point, or run(...) with a tap")
-    return hook
-
-
-def _check_tokens(lm: LM, tokens):
-    if tokens.shape[-1] > lm.config.n_positions:
-        raise BadInput(
-            f"a context of {tokens.shape[-1]} tokens is longer than the model's {lm.config.n_positions} positions"
-        )
-
-
-def prefix(lm: LM, tokens, hook):
-    """The activation at `hook` of token ids [B, T]: [B, T, width]. Nothing after the hook point is computed."""
-    _check_tokens(lm, tokens)
-    return _apply(lm, GPT2.upto, tokens, _hook(lm, hook))
-
-
-def advance(lm: LM, stream, start, stop):
+def advance(lm: LM, stream, start, stop, mask=None):
     """The residual stream [B, T, D] at hook `stop` from that at `start`; only what lies between is computed."""
-    start, stop = _residual(lm, start), _residual(lm, stop)
-    if halves_before(stop) < halves_before(start):
+    first, last = depth(lm.config, start), depth(lm.config, stop)
+    if last < first:
         raise BadInput(f"{stop} lies before {start}: the stream cannot be run backwards")
-    return _apply(lm, GPT2.between, stream, start, stop)
+    return _through(lm, stream, first, last, mask)
 
 
-def final(lm: LM, stream, hook):
+def final(lm: LM, stream, hook, mask=None):
     """From the residual stream [B, T, D] at `hook` to what the unembedding reads, [B, T, D]."""
-    return _apply(lm, GPT2.onward, stream, _residual(lm, hook))
+    return _finish(lm, stream, depth(lm.config, hook), mask)
 
 
 def unembed(lm: LM, x):
     """Logits [..., V] of the final, normalised stream [..., D]."""
-    return _apply(lm, GPT2.unembed, x)
+    return of(lm.config).unembed(lm.params, lm.config, x)
 
 
-def suffix(lm: LM, stream, hook):
+def suffix(lm: LM, stream, hook, mask=None):
     """Logits [B, T, V] from the residual stream [B, T, D] at `hook`. Nothing before the hook point is computed."""
-    return unembed(lm, final(lm, stream, hook))
+    return unembed(lm, final(lm, stream, hook, mask))
 
 
-def run(lm: LM, tokens, taps: Mapping[str, Callable] = {}):
+def run(lm: LM, tokens, taps: Mapping[str, Callable] = {}, mask=None):
     """Logits [B, T, V] of token ids [B, T]; each tap sees the activation at its hook and returns what replaces it."""
-    _check_tokens(lm, tokens)
-    taps = {_hook(lm, name): tap for name, tap in taps.items()}
-    return unembed(lm, _apply(lm, GPT2.through, tokens, taps))
+    taps = {parse(lm.config, name): tap for name, tap in taps.items()}
+    tap = lambda hook, value: taps[hook](value) if hook in taps else value
+    stream = _embed(lm, tokens, mask)
+    for hook in of(lm.config).cuts(lm.config)[0]:
+        stream = tap(hook, stream)
+    return unembed(lm, _finish(lm, stream, 0, mask, tap))
 
 
-def capture(lm: LM, tokens, hooks: Sequence[str], taps: Mapping[str, Callable] = {}):
+def capture(lm: LM, tokens, hooks: Sequence[str], taps: Mapping[str, Callable] = {}, mask=None):
     """The activations {hook: [B, T, width]} at several hook points of one pass, and its logits [B, T, V].
 
     A hook that also has a tap is captured before the tap replaces it.
@@ -116,5 +108,47 @@ def capture(lm: LM, tokens, hooks: Sequence[str], taps: Mapping[str, Callable] =
 
         return tap
 
-    logits = run(lm, tokens, {**taps, **{name: keep(name) for name in hooks}})
+    logits = run(lm, tokens, {**taps, **{name: keep(name) for name in hooks}}, mask)
     return seen, logits
+
+
+def process_weights(lm: LM) -> LM:
+    """The model after TransformerLens's weight processing (fold.py); it has an unembedding of its own."""
+    params, config = of(lm.config).fold(lm.params, lm.config)
+    return replace(lm, params=params, config=config)
+
+
+def _embed(lm: LM, tokens, mask):
+    _check_tokens(lm, tokens, mask)
+    return of(lm.config).embed(lm.params, lm.config, tokens, mask)
+
+
+def _through(lm: LM, stream, start: int, stop: int, mask, tap=lambda hook, value: value):
+    """The stream at cut `stop` from that at cut `start`, with a tap at every hook point after `start`."""
+    family = of(lm.config)
+    cuts = family.cuts(lm.config)
+    for i in range(start, stop):
+        stream = family.sublayer(lm.params, lm.config, stream, i, mask, tap)
+        for hook in cuts[i + 1]:
+            stream = tap(hook, stream)
+    return stream
+
+
+def _finish(lm: LM, stream, start: int, mask, *tap):
+    """What the unembedding reads, from the stream at cut `start`."""
+    family = of(lm.config)
+    stream = _through(lm, stream, start, len(family.cuts(lm.config)) - 1, mask, *tap)
+    return family.final_norm(lm.params, lm.config, stream)
+
+
+def _check_tokens(lm: LM, tokens, mask):
+    length, vocabulary = tokens.shape[-1], lm.config.vocab_size
+    if length > lm.config.n_ctx:
+        raise BadInput(f"a context of {length} tokens is longer than the model's {lm.config.n_ctx} positions")
+    if mask is not None and mask.shape != tokens.shape:
+        raise BadInput(f"the mask has shape {list(mask.shape)}, but the tokens {list(tokens.shape)}: give one for each")
+    if not isinstance(tokens, jax.core.Tracer) and getattr(tokens, "is_fully_addressable", True) and tokens.size:
+        low, high = np.min(tokens), np.max(tokens)
+        if low < 0 or high >= vocabulary:
+            wrong = low if low < 0 else high
+            raise BadInput(f"token id {wrong} is outside the model's vocabulary: ids go from 0 to {vocabulary - 1}")

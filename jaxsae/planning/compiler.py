@@ -8,7 +8,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import pickle
 import re
 import subprocess
 import sys
@@ -16,11 +15,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from jaxsae.config import Config
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxsae.config import Config, from_dict, to_dict
 from jaxsae.errors import BadInput
 from jaxsae.planning import hlo
-from jaxsae.planning.devices import Topology
-from jaxsae.training.config import k_aux_of
+from jaxsae.planning.devices import Topology, topology
+from jaxsae.training.program import make_program
 
 # TPU_SKIP_MDS_QUERY: ask no cloud service which TPU this is. JAX_PLATFORMS: the arrays that JAX makes are the CPU's.
 # ALLOW_MULTIPLE_LIBTPU_LOAD: what only compiles need not wait for a run that has this machine's TPU.
@@ -32,78 +36,56 @@ def available() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
 
-def compiled(config: Config, d: int, topology: Topology, mesh: tuple[int, int], progress=None) -> dict:
-    """What the compiler says of a step: `bytes` (its own categories), `collectives`, `places` in memory, `seconds`.
+def compiled(config: Config, d: int, where: Topology, mesh: tuple[int, int]) -> dict:
+    """What the compiler says of a step for TPUs, as a dictionary ready for JSON.
 
-    Where the step does not fit, `bytes` holds what the compiler says it would take: `needed`. Raises BadInput for a
-    topology or a mesh that libtpu does not have, RuntimeError where the step does not compile. `progress` is called
-    with the seconds so far.
+    bytes        its own categories and `placed`, arguments and temporaries as they lie in memory; if the step does not
+                 fit, only `needed`, what it would take
+    collectives  `hlo.Collective`s of the program
+    places       the largest places of temporaries, and the shapes that they hold one after the other
+    seconds      that it took
+
+    Raises BadInput for a topology or a mesh that libtpu does not have, RuntimeError if the step does not compile.
     """
     began = time.monotonic()
-    with (
-        tempfile.TemporaryDirectory() as dump,
-        subprocess.Popen(
+    with tempfile.TemporaryDirectory() as dump:
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump}"
+        child = subprocess.run(
             [sys.executable, "-m", "jaxsae.planning.compiler"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **ENVIRONMENT, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump}"},
-        ) as child,
-    ):
-        request = pickle.dumps((config, d, topology, mesh))
-        try:
-            while True:
-                try:
-                    out, errors = child.communicate(request, timeout=1)
-                    break
-                except subprocess.TimeoutExpired:
-                    request = None
-                    if progress:
-                        progress(time.monotonic() - began)
-        except BaseException:
-            child.kill()
-            raise
+            input=json.dumps({"config": to_dict(config), "d": d, "topology": where.name, "mesh": mesh}),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env={**os.environ, **ENVIRONMENT, "XLA_FLAGS": flags},
+        )
         reports = [path.read_text() for path in Path(dump).glob("*jit_step*memory-usage-report.txt")]
-    lines = [line for line in out.decode(errors="replace").splitlines() if line.startswith(RESULT)]
+    lines = [line for line in child.stdout.splitlines() if line.startswith(RESULT)]
     if not lines:
-        said = errors.decode(errors="replace").strip().splitlines() or ["nothing"]
-        raise RuntimeError(f"the compiler ended with status {child.returncode} and said: {said[-1]}")
+        last = (child.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise RuntimeError(f"the compiler ended with status {child.returncode} and said: {last}")
     result = json.loads(lines[-1].removeprefix(RESULT)) | {"seconds": time.monotonic() - began}
     if "refused" in result:
         raise BadInput(result["refused"])
     if "failed" in result:
-        raise RuntimeError(f"the step does not compile for {topology.name}: {result['failed']}")
+        raise RuntimeError(f"the step does not compile for {where.name}: {result['failed']}")
     if reports and "needed" not in result["bytes"]:
         # What is placed in memory; memory_analysis() counts some of it more than once.
-        total, result["places"] = hlo.memory_report(reports[0])
-        result["bytes"]["placed"] = total
+        result["bytes"]["placed"], result["places"] = hlo.memory_report(reports[0])
     return result
 
 
 def compile_step(config: Config, d: int, devices, mesh: tuple[int, int]):
     """The step of `jaxsae train`, compiled for `devices`, no array made: a jax.stages.Compiled."""
-    import jax
-    import jax.numpy as jnp
-    from jax.sharding import NamedSharding
-    from jax.sharding import PartitionSpec as P
-
-    from jaxsae.training.optimizer import make_optimizer
-    from jaxsae.training.start import abstract_state
-    from jaxsae.training.step import hyper, make_step
-
-    sae, training = config.sae, config.training
+    program = make_program(config.sae, config.training, d)
     mesh = jax.make_mesh(mesh, ("data", "latent"), devices=devices)
-    k_aux = k_aux_of(sae, training, d)
-    step = jax.jit(
-        make_step(sae, training, make_optimizer(sae.decoder, eps=training.adam_eps), k_aux), donate_argnums=0
-    )
-    x = jax.ShapeDtypeStruct((training.batch_size, d), jnp.float32, sharding=NamedSharding(mesh, P("data")))
+    rows = NamedSharding(mesh, P("data"))
+    x = jax.ShapeDtypeStruct((config.training.batch.batch_size, d), jnp.float32, sharding=rows)
     with jax.set_mesh(mesh):
-        return step.lower(abstract_state(d, mesh, sae, training), x, hyper(sae, training)).compile()
+        return program.step.lower(program.abstract_state(mesh), (x,), program.hyper).compile()
 
 
 def facts(step, mesh: tuple[int, int]) -> dict:
-    """What a compiled step says of itself, ready for JSON."""
+    """`bytes`, `collectives` and `places` of a compiled step, as in `compiled`."""
     memory = step.memory_analysis()
     return {
         "bytes": {
@@ -118,34 +100,36 @@ def facts(step, mesh: tuple[int, int]) -> dict:
     }
 
 
-def _describe(topology: Topology) -> list:
+def _describe(where: Topology) -> list:
     from jax.experimental import topologies
 
     # A chip of v4 is two devices unless asked otherwise; a topology of one chip needs a host of one.
-    options = {"chip_config_name": "megacore"} if topology.name.startswith("v4:") else {}
-    host = tuple(min(a, b) for a, b in zip((*topology.shape, 1), (2, 2, 1)))
+    options = {"chip_config_name": "megacore"} if where.name.startswith("v4:") else {}
+    host = tuple(min(a, b) for a, b in zip((*where.shape, 1), (2, 2, 1)))
     options |= {"chips_per_host_bounds": host} if host != (2, 2, 1) else {}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options).devices
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=where.name, **options).devices
     except Exception as error:
         if "INVALID_ARGUMENT" not in str(error):
             raise
         raise BadInput(
-            f"--topology {topology.name}: libtpu knows no such slice ({error}); give one that exists"
+            f"--topology {where.name}: libtpu knows no such slice ({error}); give one that exists"
         ) from error
-    if len(found) != topology.count:
-        raise RuntimeError(f"libtpu counts {len(found)} devices in {topology.name}, not {topology.count}")
-    return found
+    if len(devices) != where.count:
+        raise RuntimeError(f"libtpu counts {len(devices)} devices in {where.name}, not {where.count}")
+    return devices
 
 
-def _answer(config: Config, d: int, topology: Topology, mesh: tuple[int, int]) -> dict:
+def _answer(request: dict) -> dict:
+    where, mesh = topology(request["topology"]), tuple(request["mesh"])
     try:
-        devices = _describe(topology)[: mesh[0] * mesh[1]]
-        return facts(compile_step(config, d, devices, mesh), mesh)
+        config = from_dict(request["config"], "the request")
+        devices = _describe(where)[: mesh[0] * mesh[1]]
+        return facts(compile_step(config, request["d"], devices, mesh), mesh)
     except BadInput as error:
         return {"refused": str(error)}
     except NotImplementedError as error:  # jax.make_mesh: axes that do not lie in the torus
-        return {"refused": f"--mesh {mesh[0]} {mesh[1]} does not lie in {topology.name}: {error}"}
+        return {"refused": f"--mesh {mesh[0]} {mesh[1]} does not lie in {where.name}: {error}"}
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             return {"failed": f"{type(error).__name__}: {error}"}
@@ -165,10 +149,10 @@ def _needed(message: str) -> int | None:
 
 def _named(message: str) -> list[dict]:
     """The largest allocations that the compiler's refusal lists."""
-    found = re.finditer(rf"Size: {_SIZE}\n.*?Shape: ([^\s{{]+)", message, re.DOTALL)
-    return [{"bytes": int(float(m[1]) * _UNITS[m[2]]), "shapes": m[3]} for m in found][:8]
+    matches = re.finditer(rf"Size: {_SIZE}\n.*?Shape: ([^\s{{]+)", message, re.DOTALL)
+    return [{"bytes": int(float(m[1]) * _UNITS[m[2]]), "shapes": m[3]} for m in matches][:8]
 
 
 if __name__ == "__main__":
     # What libtpu prints goes to the descriptors, so the answer is a line that says what it is.
-    print("\n" + RESULT + json.dumps(_answer(*pickle.load(sys.stdin.buffer))), flush=True)
+    print("\n" + RESULT + json.dumps(_answer(json.load(sys.stdin))), flush=True)

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from jaxsae.errors import BadInput
-from jaxsae.precision import Products
+from jaxsae.precision import Precision
 
 GIB, GB, TERA = 2**30, 1e9, 1e12
 
@@ -22,7 +22,7 @@ class Device:
     """Bytes that JAX can use."""
     bandwidth: float
     """Of the memory, bytes a second."""
-    matmul: dict[Products, float]
+    matmul: dict[Precision, float]
     """FLOPs a second of dense matrix products, by how they are computed."""
     link: float
     """Bytes a second to the neighbours along one mesh axis, in one direction each."""

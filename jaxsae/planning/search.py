@@ -1,5 +1,6 @@
 """The largest number of latents that fits a topology."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,50 +20,29 @@ def grid(unit: int) -> list[int]:
 
 
 def with_n(config: Config, n: int) -> Config:
-    return replace(config, sae=replace(config.sae, n=n))
+    """The same run with n latents; Matryoshka prefixes that are too long become n."""
+    prefixes = (*(m for m in config.sae.prefixes if m < n), n) if config.sae.prefixes else ()
+    return replace(config, sae=replace(config.sae, n=n, prefixes=prefixes))
 
 
 def largest(guess: Callable[[int], Plan], check: Callable[[int], Plan], unit: int) -> Plan:
     """The plan of the largest n that fits by `check`, which is slow; `guess`, which is fast, says where to begin.
 
-    From the guess in steps that double, then bisected. Raises BadInput where not even `unit` latents fit.
+    From the guess in steps that double, then bisected. Raises BadInput if not even `unit` latents fit.
     """
-    numbers = grid(unit)
-    start = _last(numbers, lambda i: guess(numbers[i]).fits)
-    plans: dict[int, Plan] = {}
-
-    def fits(i: int) -> bool:
-        if i not in plans:
-            plans[i] = check(numbers[i])
-        return plans[i].fits
-
-    below, above = _bracket(start, len(numbers), fits)
+    numbers, plans = grid(unit), {}
+    below, above, step = -1, len(numbers), 1
+    at = max(0, bisect_left(numbers, True, key=lambda n: not guess(n).fits) - 1)
     while above - below > 1:
-        middle = (below + above) // 2
-        below, above = (middle, above) if fits(middle) else (below, middle)
+        plans[at] = check(numbers[at])
+        below, above = (at, above) if plans[at].fits else (below, at)
+        if below >= 0 and above < len(numbers):
+            at = (below + above) // 2
+        else:
+            at = min(max(at + step if plans[at].fits else at - step, 0), len(numbers) - 1)
+            step *= 2
     if below < 0:
-        raise BadInput(f"not even {numbers[0]} latents fit {plans[0].topology}: give a smaller --batch-size or --chunk")
+        raise BadInput(
+            f"not even {numbers[0]} latents fit {plans[0].topology}: give a smaller --batch-size or --buffer-batches"
+        )
     return plans[below]
-
-
-def _bracket(start: int, count: int, fits: Callable[[int], bool]) -> tuple[int, int]:
-    """(largest known to fit, smallest known not to), -1 and `count` for none, by steps that double."""
-    step = 1
-    if fits(start):
-        below = start
-        while (i := min(below + step, count - 1)) > below and fits(i):
-            below, step = i, 2 * step
-        return below, i if i > below else count
-    above = start
-    while (i := max(above - step, 0)) < above and not fits(i):
-        above, step = i, 2 * step
-    return (i if i < above else -1), above
-
-
-def _last(numbers: list[int], holds: Callable[[int], bool]) -> int:
-    """The last index at which `holds`, true and then false, or 0."""
-    low, high = 0, len(numbers)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low

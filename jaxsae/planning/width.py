@@ -5,22 +5,21 @@ from pathlib import Path
 from jaxsae.config import Config
 from jaxsae.data.files import open_shards
 from jaxsae.errors import BadInput
-from jaxsae.lm import weights
-from jaxsae.lm.gpt2 import GPT2, GPT2Config
-from jaxsae.lm.hooks import default, parse
+from jaxsae.lm import architecture, weights
+from jaxsae.lm.hooks import default_hook
 
 
 def width(config: Config) -> int:
-    """d of a run's activations. Raises BadInput where neither files nor a language model say it."""
+    """d of a run's activations. Raises BadInput if neither files nor a language model say it."""
     if config.data.activations is not None:
         return open_shards(config.data.activations)[1]
     lm = lm_config(config)
-    return lm.width(parse(config.model.hook or default(lm.n_layer), lm.n_layer))
+    return architecture.width(lm, config.lm.hook or default_hook(lm.n_layer))
 
 
-def lm_config(config: Config) -> GPT2Config:
+def lm_config(config: Config):
     """The language model's shape; of a model on the hub nothing but its config.json is fetched."""
-    name = config.model.lm
+    name = config.lm.lm
     if name == weights.EMBEDDED or Path(name).is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         return weights.read_config(weights.find_folder(name))
     from huggingface_hub import hf_hub_download
@@ -36,10 +35,9 @@ def lm_config(config: Config) -> GPT2Config:
         ) from error
 
 
-def lm_bytes(lm: GPT2Config) -> int:
-    """Of a language model's weights, which every device holds whole."""
+def lm_bytes(lm) -> int:
+    """Of a language model's weights, which every device holds whole, from its config."""
     import jax
-    import jax.numpy as jnp
 
-    shapes = jax.eval_shape(GPT2(lm).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    shapes = architecture.of(lm).shapes(lm)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))

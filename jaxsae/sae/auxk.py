@@ -19,10 +19,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsae.precision import matmul
+from jaxsae.sae.kth_largest import kth_largest
 from jaxsae.sae.layout import Layout
-from jaxsae.sae.select import bias
-from jaxsae.sae.struct import SAE
-from jaxsae.sae.threshold import reached_by
+from jaxsae.sae.types import SAE
 
 ROWS = 512
 # Blocks whose pre-activations are kept at most, whatever memory is allowed.
@@ -41,14 +40,14 @@ def auxk_loss(e, ehat, variance=None):
     tokens, and where the quotient is not finite.
     """
     e = lax.stop_gradient(e)
-    variance = spread_of(e) if variance is None else variance
+    variance = total_variance(e) if variance is None else variance
     defined = (variance > 0) & jnp.isfinite(((e - lax.stop_gradient(ehat)) ** 2).sum() / variance)
     # Safe numbers first: the gradient of the branch that is not taken must be finite too.
     error = ((e - jnp.where(defined, ehat, 0)) ** 2).sum()
     return jnp.where(defined, error / jnp.where(defined, variance, 1), 0)
 
 
-def spread_of(e):
+def total_variance(e):
     """||e - mean e||^2 over all tokens of e [B, d]."""
     return ((e - e.mean(0)) ** 2).sum()
 
@@ -58,7 +57,7 @@ def dead_code(sae: SAE, x, dead, k_aux: int, layout: Layout, memory: int):
 
     That is the same one, and what uses it afterwards has its gradient of W_enc and W_dec added up in the same buffers.
     """
-    *weights, x, dead = layout.vary(sae.W_enc, sae.b_enc, sae.W_dec, bias(sae), lax.stop_gradient(x), dead)
+    *weights, x, dead = layout.pvary(sae.W_enc, sae.b_enc, sae.W_dec, sae.input_bias(), lax.stop_gradient(x), dead)
     kept = max(1, min(KEPT, memory // (x.dtype.itemsize * len(x) * ROWS)))
     ehat, W_enc, W_dec = _dead_decode(tuple(weights), x, dead, k_aux, layout, kept)
     return layout.sum_latents(ehat), sae.replace(W_enc=W_enc, W_dec=W_dec)
@@ -69,7 +68,7 @@ class Blocks(NamedTuple):
 
     order: Any  # row numbers of the dead, first; then n, which no row has
     count: Any  # how many blocks there are
-    z: Any  # [kept, B, R] pre-activations of the first blocks, -inf behind the last dead latent
+    z: Any  # [kept, B, R] pre-activations of the first blocks, -inf after the last dead latent
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -100,7 +99,7 @@ def _forward(weights, x, dead, k_aux, layout, kept):
     def add(i, a, ehat):
         return ehat + matmul(a, W_dec[i])
 
-    ehat = _over_blocks(add, jnp.zeros_like(x), weights, x, blocks, least)
+    ehat = _over_blocks(add, jnp.zeros_like(x, shape=(len(x), W_dec.shape[1])), weights, x, blocks, least)
     return (ehat, W_enc, W_dec), (weights, x, blocks, least)
 
 
@@ -113,7 +112,7 @@ def _backward(k_aux, layout, kept, residuals, cotangents):
         dW_enc, db_enc, dW_dec, db_dec = grads
         da = jnp.where(a > 0, matmul(g, W_dec[i].T), 0)
         db = da.sum(0)
-        # Behind the last dead latent a and da are zero, so nothing is added to row 0.
+        # After the last dead latent a and da are zero, so nothing is added to row 0.
         return (
             dW_enc.at[i].add(matmul(da.T, x)),
             db_enc.at[i].add(db),
@@ -130,7 +129,7 @@ _dead_decode.defvjp(_forward, _backward)
 
 
 def _block(weights, x, order, t, rows):
-    """Row numbers [R] of block t (0 behind the last dead latent) and its pre-activations [B, R]."""
+    """Row numbers [R] of block t (0 after the last dead latent) and its pre-activations [B, R]."""
     W_enc, b_enc, _, _ = weights
     i, real = _rows(order, t, rows, len(b_enc))
     return i, jnp.where(real, matmul(x, W_enc[i].T) + b_enc[i], -jnp.inf)
@@ -169,7 +168,7 @@ def _active(z, least):
 
 
 def _threshold(weights, x, blocks: Blocks, k_aux, crowded, layout):
-    """The k_aux-th largest positive pre-activation of each token over all shards, [B, 1]; 0 where there are fewer."""
+    """The k_aux-th largest positive pre-activation of each token over all shards, [B, 1]; 0 if there are fewer."""
     kept, tokens, rows = blocks.z.shape
     many = kept * rows < len(blocks.order)
 
@@ -188,4 +187,4 @@ def _threshold(weights, x, blocks: Blocks, k_aux, crowded, layout):
         total = lax.fori_loop(0, jnp.minimum(blocks.count, kept), in_blocks, above(best))
         return layout.sum_latents(total) >= k_aux
 
-    return reached_by(reached, jnp.zeros_like(x, shape=(tokens,)), crowded)[:, None]
+    return kth_largest(reached, jnp.zeros_like(x, shape=(tokens,)), crowded)[:, None]

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from jaxsae.sae import activations
-from jaxsae.sae.struct import SAE, Spec
+from jaxsae.sae import activation_functions
+from jaxsae.sae.decoder import row_norms
+from jaxsae.sae.normalise import variance
+from jaxsae.sae.types import SAE, Spec
 
 Init = Literal["tied", "orthogonal"]
 
@@ -35,13 +37,13 @@ def geometric_median(x, steps: int = 100, tolerance: float = 1e-5):
 
 def mse_scale(x):
     """1 / variance of the rows of x [R, d] over B and d: with it, predicting the mean has loss 1."""
-    return 1 / jnp.mean((x - x.mean(0)) ** 2)
+    return 1 / variance(x)
 
 
 def directions(key, n: int, d: int, dtype=jnp.float32, sharding=None):
     """n uniformly random unit vectors [n, d], the same for every sharding."""
     W = jax.random.normal(key, (n, d), dtype, out_sharding=sharding)
-    return W / jnp.sqrt((W * W).sum(-1, keepdims=True))
+    return W / row_norms(W)
 
 
 def orthogonal(key, n: int, d: int, dtype=jnp.float32, sharding=None):
@@ -56,7 +58,7 @@ def orthogonal(key, n: int, d: int, dtype=jnp.float32, sharding=None):
     return jnp.matmul(A, (V / jnp.sqrt(eigenvalues)) @ V.T, precision="highest")
 
 
-def like_torch(key, spec: Spec, n: int, d: int, dtype=jnp.float32, sharding=None) -> SAE:
+def torch_linear_init(key, spec: Spec, n: int, d: int, own, dtype=jnp.float32, sharding=None) -> SAE:
     """PyTorch's default of linear layers; the decoder a tight frame, not normalised (Braun et al. 2024, their code)."""
     keys = jax.random.split(key, 5)
     vector = None if sharding is None else P(sharding[0])
@@ -67,25 +69,26 @@ def like_torch(key, spec: Spec, n: int, d: int, dtype=jnp.float32, sharding=None
         orthogonal(keys[2], n, d, dtype, sharding),
         uniform(keys[3], (d,), n**-0.5, None),
         spec,
-        _extra(keys[4], spec, n, dtype, sharding),
+        _extra(keys[4], spec, n, own, dtype, sharding),
     )
 
 
-def _extra(key, spec: Spec, n: int, dtype, sharding):
-    extra = activations.get(spec.activation).init(key, n, dtype)
+def _extra(key, spec: Spec, n: int, own, dtype, sharding):
+    extra = activation_functions.get(spec.activation).init(key, n, dtype, own)
     return extra if sharding is None else jax.tree.map(lambda a: jax.reshard(a, P(sharding[0])), extra)
 
 
-def initialise(key, spec: Spec, n: int, b_dec, reconstruct: Callable, sharding=None) -> SAE:
+def initialise(key, spec: Spec, n: int, b_dec, own, reconstruct: Callable, sharding=None) -> SAE:
     """An autoencoder with b_dec [d], unit-norm decoder rows in random directions, and the encoder parallel to it.
 
     The encoder is scaled so that random unit vectors around b_dec come back, on average, with norm 1.
-    `reconstruct(sae, x)` runs the autoencoder on x [256, d]; `sharding` is that of an array [n, d].
+    `own` are the activation function's flags (`Options.own`); `reconstruct(sae, x)` runs the autoencoder on x [256, d];
+    `sharding` is that of an array [n, d].
     """
     d = len(b_dec)
     rows_key, extra_key, probe_key = jax.random.split(key, 3)
     W = directions(rows_key, n, d, b_dec.dtype, sharding)
-    sae = SAE(W, jnp.zeros_like(W[:, 0]), W, b_dec, spec, _extra(extra_key, spec, n, b_dec.dtype, sharding))
+    sae = SAE(W, jnp.zeros_like(W[:, 0]), W, b_dec, spec, _extra(extra_key, spec, n, own, b_dec.dtype, sharding))
     probe = directions(probe_key, 256, d, b_dec.dtype) + b_dec
     norm = jnp.sqrt(((reconstruct(sae, probe) - b_dec) ** 2).sum(1)).mean()
     return sae.replace(W_enc=sae.W_enc / norm)

@@ -1,7 +1,7 @@
 """How an autoencoder lies on devices: every collective of the package's mathematics is in this file.
 
 Tokens are split over the mesh axis `data`, latents over `latent`. Inside shard_map a `Layout` knows both axes; on one
-device (or outside any mesh) ALONE has neither, and every method is an identity or its plain equivalent.
+device (or outside any mesh) UNSHARDED has neither, and every method is an identity or its plain equivalent.
 
 Over `latent` move only the k S candidates of a top-k, sums of [B, d], and scalars; over `data` only gradients,
 counters and sums over tokens.
@@ -19,7 +19,7 @@ from jaxsae.precision import varying
 DATA, LATENT = "data", "latent"
 TOKENS = P(DATA)  # anything with a leading token axis
 LATENTS = P(LATENT)  # anything with a leading latent axis
-EVERYWHERE = P()
+REPLICATED = P()
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Layout:
     data: str | None = None
     latent: str | None = None
 
-    def vary(self, *arrays):
+    def pvary(self, *arrays):
         """The same arrays, typed as varying over both mesh axes; the gradient sums over what they did not vary on."""
         axes = {axis for axis in (self.data, self.latent) if axis}
         cast = lambda a: lax.pcast(a, tuple(axes - varying(a)), to="varying") if axes - varying(a) else a
@@ -41,17 +41,17 @@ class Layout:
         """Sum over the shards of the tokens."""
         return lax.psum(x, self.data) if self.data else x
 
-    def least(self, x):
+    def min_all(self, x):
         """The smallest of x over all shards of tokens and latents, [] -> []."""
         axes = tuple(axis for axis in (self.data, self.latent) if axis)
         return lax.pmin(x, axes) if axes else x
 
-    def first_latent(self, n: int):
-        """The number of this shard's first latent, of n in each."""
+    def latent_offset(self, n: int):
+        """The number of this shard's first latent, with n latents a shard."""
         return lax.axis_index(self.latent) * n if self.latent else 0
 
-    def among_largest(self, v, k: int):
-        """Which of v [B, c], each shard's candidates in falling order, are among the k largest of all shards' rows."""
+    def topk_mask(self, v, k: int):
+        """Mask [B, c] of this shard's candidates v (sorted, descending) that are among the k largest of all shards."""
         if not self.latent:
             return jnp.arange(v.shape[-1]) < k + jnp.zeros_like(v, jnp.int32)
         c = v.shape[-1]
@@ -67,4 +67,4 @@ class Layout:
         return lax.dynamic_slice_in_dim(keep, lax.axis_index(self.latent) * c, c, axis=1)
 
 
-ALONE = Layout()
+UNSHARDED = Layout()

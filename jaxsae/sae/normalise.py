@@ -6,9 +6,13 @@ ln_std      subtract the mean, divide by the unbiased standard deviation plus 1e
 none        nothing
 """
 
+from typing import Literal
+
 import jax.numpy as jnp
 
 from jaxsae.errors import BadInput
+
+Normalise = Literal["unit_norm", "ln_std", "none"]
 
 
 def normalise(x, kind: str):
@@ -30,3 +34,8 @@ def normalise(x, kind: str):
 def denormalise(x, mean, scale):
     """Back to the units of the input: x [..., d], mean [...], scale [...] -> [..., d]."""
     return x * scale[..., None] + mean[..., None]
+
+
+def variance(x):
+    """Variance of tokens x [..., d] around their mean, a scalar: mean over tokens and d."""
+    return jnp.mean((x - x.mean(tuple(range(x.ndim - 1)))) ** 2)

@@ -1,73 +1,78 @@
 """Which latents a token may use: the one dense product of a step, and its k largest. B tokens, d width, n latents.
 
-The pre-activations [B, n] only choose, so they carry no gradient. Where they would take more memory than allowed they
-are made in blocks of latents, and the k largest so far are carried from block to block: the same choice, bit for bit.
+The pre-activations [B, n] only choose, so they carry no gradient. If they take more memory than allowed, they are made
+in blocks of latents (select_blocks.py).
 """
 
 from dataclasses import dataclass
+from functools import partial
 
-import jax.numpy as jnp
+import jax
 from jax import lax
 
-from jaxsae.precision import Products, times_rows
-from jaxsae.sae import activations
-from jaxsae.sae.activations.interface import Support
-from jaxsae.sae.layout import ALONE, Layout
-from jaxsae.sae.struct import SAE
+from jaxsae.precision import Precision, times_rows
+from jaxsae.sae import activation_functions
+from jaxsae.sae.activation_functions.interface import ShardView
+from jaxsae.sae.decoder import KINDS, row_norms
+from jaxsae.sae.layout import UNSHARDED, Layout
+from jaxsae.sae.select_blocks import largest_in_blocks
+from jaxsae.sae.types import SAE
 
 # Blocks are multiples of this many latents, which suits the tiles of every platform.
 TILE = 128
+# Tokens whose pre-activations are made at once on CPUs, where new memory is dear: the product of a batch would be
+# mapped anew, page by page, in every step.
+ROWS = 512
 
 
 @dataclass(frozen=True)
 class Selection:
     """How latents are chosen: precision of the product, and bytes per device that its result may take."""
 
-    products: Products = "float32"
+    precision: Precision = "float32"
     memory: int = 1 << 30
 
 
 EXACT = Selection()
 
 
-def bias(sae: SAE):
-    """What the encoder subtracts from x, [d]."""
-    return sae.b_dec if sae.spec.subtract_b_dec else jnp.zeros_like(sae.b_dec)
-
-
-def support(sae: SAE, x, layout: Layout = ALONE, how: Selection = EXACT, training: bool = False) -> Support | None:
-    """The support of normalised x [B, d] among this shard's latents, without gradient; None for a dense family."""
-    choose = activations.get(sae.spec.activation).support
-    if choose is None:
-        return None
+def support(sae: SAE, x, layout: Layout = UNSHARDED, selection: Selection = EXACT, training: bool = False):
+    """The Support (or AllLatents) of normalised x [B, d] among this shard's latents, without gradient."""
     sae, x = lax.stop_gradient((sae, x))
-    weights = layout.vary(sae.W_enc, sae.b_enc, x - bias(sae))
-    top = lambda k: largest(*weights, min(k, sae.n), how)
-    return choose(top, sae.extra, sae.spec, layout, training)
+
+    def top(k: int, scale=None):
+        W, b, centred = layout.pvary(sae.W_enc, sae.b_enc, x - sae.input_bias())
+        W, b = (W, b) if scale is None else (W * scale[:, None], b * scale)
+        return largest(W, b, centred, min(k, sae.n), selection)
+
+    view = ShardView(sae.extra, norms(sae, layout), sae.spec, layout, training)
+    chosen = activation_functions.get(sae.spec.activation).support(top, view)
+    return chosen.selected_with(exact=selection.precision == "float32")
 
 
-def largest(W, b, x, k: int, how: Selection):
+def norms(sae: SAE, layout: Layout):
+    """Norms of the decoder's rows [n] if they are free, else 1."""
+    if not KINDS[sae.spec.decoder].free:
+        return 1
+    (W,) = layout.pvary(sae.W_dec)
+    return row_norms(W)[:, 0]
+
+
+def largest(W, b, x, k: int, selection: Selection):
     """The k largest of x W^T + b and their indices, both [B, k]: W [n, d], b [n], x [B, d].
 
     Equal values go to the lower index, as in `lax.top_k`.
     """
     n, tokens = len(b), len(x)
-    block = max(TILE, how.memory // (x.dtype.itemsize * tokens) // TILE * TILE)
+    block = max(TILE, selection.memory // (x.dtype.itemsize * tokens) // TILE * TILE)
     if block >= n:
-        return lax.top_k(times_rows(x, W, how.products) + b, k)
+        top = lambda x, W, b: lax.top_k(times_rows(x, W, selection.precision) + b, k)
+        by_rows = top if tokens % ROWS else partial(_by_rows, top)
+        return lax.platform_dependent(x, W, b, cpu=by_rows, default=top)
+    return largest_in_blocks(W, b, x, k, block, selection.precision)
 
-    def merge(best, t):
-        # The last block is moved back to end with the last latent; what another block had does not count again.
-        start = jnp.minimum(t * block, n - block)
-        part = lambda a: lax.dynamic_slice_in_dim(a, start, block)
-        z = times_rows(x, part(W), how.products) + part(b)
-        z = jnp.where(start + jnp.arange(block) >= t * block, z, -jnp.inf)
-        v, i = lax.top_k(z, min(k, block))
-        # Earlier latents come first, so ties go to them.
-        v, at = lax.top_k(jnp.concatenate([best[0], v], 1), k)
-        i = jnp.take_along_axis(jnp.concatenate([best[1], i + start], 1), at, 1)
-        return (v, i), None
 
-    nothing = jnp.full_like(x, -jnp.inf, shape=(tokens, k))
-    none = jnp.zeros_like(nothing, jnp.int32)
-    return lax.scan(merge, (nothing, none), jnp.arange(-(-n // block), dtype=jnp.int32))[0]
+def _by_rows(top, x, W, b):
+    """top(x, W, b), ROWS tokens after ROWS tokens."""
+    parts = lax.map(lambda part: top(part, W, b), x.reshape(-1, ROWS, x.shape[1]))
+    return jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), parts)

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 
 from jaxsae.errors import BadInput
-from jaxsae.sae import activations
-from jaxsae.sae.struct import SAE
+from jaxsae.sae import activation_functions
+from jaxsae.sae.types import SAE
 
 
 def with_topk(sae: SAE, k: int) -> SAE:
@@ -21,12 +21,14 @@ def with_threshold(sae: SAE, theta) -> SAE:
     theta = jnp.broadcast_to(jnp.asarray(theta, sae.b_enc.dtype), sae.b_enc.shape)
     if not bool((theta > 0).all()):
         raise BadInput(f"theta is {float(theta.min())} at the least: give positive thresholds")
-    return sae.replace(spec=sae.spec.replace(activation="jumprelu"), extra=activations.get("jumprelu").above(theta))
+    return sae.replace(
+        spec=sae.spec.replace(activation="jumprelu"), extra=activation_functions.get("jumprelu").from_threshold(theta)
+    )
 
 
 def _check(sae: SAE):
-    if not activations.get(sae.spec.activation).plain:
-        plain = [name for name, family in activations.REGISTRY.items() if family.plain]
+    if not activation_functions.get(sae.spec.activation).value_is_preact:
+        plain = [name for name, family in activation_functions.REGISTRY.items() if family.value_is_preact]
         raise BadInput(
             f"the values of {sae.spec.activation} are not its pre-activations: only {', '.join(plain)} can be swapped"
         )

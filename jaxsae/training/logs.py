@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxsae import atomic, processes
+from jaxsae.distributed import processes
 from jaxsae.errors import BadInput
+from jaxsae.io import atomic
 
 METRICS = "metrics.jsonl"
 
@@ -33,7 +34,7 @@ class LogConfig:
 
 
 def check_packages(config: LogConfig):
-    """Raises BadInput where a package that `config` asks for is not installed."""
+    """Raises BadInput if a package that `config` asks for is not installed."""
     for flag, wanted, package in (
         ("--tensorboard", config.tensorboard, "tensorboardX"),
         ("--wandb", config.wandb, "wandb"),
@@ -49,10 +50,10 @@ class Logs:
     """Writes rows {name: number} to every sink. Use as a context manager."""
 
     def __init__(self, folder: Path, config: LogConfig, step: int, about: dict):
-        """Rows of metrics.jsonl behind `step`, which a killed run left, are dropped: they will be written again."""
+        """Rows of metrics.jsonl after `step`, which a killed run left, are dropped: they will be written again."""
         self._sinks: list[Callable[[dict], None]] = []
         self._close: list[Callable[[], None]] = []
-        if processes.is_first():
+        if processes.is_primary():
             self._open_jsonl(folder / METRICS, step)
             if config.tensorboard:
                 self._open_tensorboard(folder)

@@ -1,7 +1,7 @@
 """The training loop: steps, a progress bar, log rows, checkpoints, and stopping cleanly when a signal asks.
 
-Where a run has several processes, a signal to one stops them all behind the same step: with every step they reduce what
-each was asked, and read it when they read that step's metrics.
+With several processes, a signal to one stops them all after the same step: with every step they reduce what each was
+asked, and read it when they read that step's metrics.
 """
 
 import signal
@@ -17,9 +17,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from jaxsae import processes
+from jaxsae.distributed import processes
+from jaxsae.distributed.mesh import place
 from jaxsae.errors import Interrupted
-from jaxsae.mesh import place
 from jaxsae.training.checkpoint import Checkpoints
 from jaxsae.training.logs import LogConfig, Logs
 from jaxsae.training.step import TrainState
@@ -44,7 +44,7 @@ def train(
     logs: Logs,
     config: LogConfig,
 ) -> tuple[TrainState, float]:
-    """Run `step(state, batch) -> (state, metrics)` to step `total`; the state at the end and the seconds it took.
+    """Run `step(state, batch, number) -> (state, metrics)` to step `total`; returns the last state and the seconds.
 
     On SIGTERM or Ctrl-C, in any process, the state is saved and Interrupted raised; a second signal stops at once.
     """
@@ -53,16 +53,16 @@ def train(
         return state, 0.0
     began = time.monotonic()
     with _Signals() as signals, _bar(total, start, tokens_per_step) as bar:
-        metrics = _Metrics(lambda count: bar.update(count * tokens_per_step))
-        ask = _ask_all(state.step.sharding.mesh) if processes.several() else None
+        metrics = _Metrics(lambda count: _advance(bar, count * tokens_per_step))
+        ask = _ask_all(state.step.sharding.mesh) if processes.is_distributed() else None
         for batch in batches:
-            state, values = step(state, batch)
             done += 1
+            state, values = step(state, batch, done)
             metrics.add(values | ({} if ask is None else {STOP: ask(signals.received)}))
             logs_now = done % config.log_every == 0 or done == total
             saves_now = done % config.checkpoint_every == 0 or done == total
             if logs_now or saves_now:
-                # Waits for this step: a state is saved only behind finite numbers.
+                # Waits for this step: a state is saved only after finite numbers.
                 metrics.wait(ahead=0)
             stop = signals.received if ask is None else metrics.stop
             if stop:
@@ -105,13 +105,13 @@ class _Metrics:
         self.wait(AHEAD)
 
     def wait(self, ahead: int):
-        """Until at most `ahead` steps are under way. Raises Diverged where the loss of one is not a number."""
+        """Until at most `ahead` steps are under way. Raises Diverged if the loss of one is not a number."""
         while len(self._pending) > ahead:
             values = jax.device_get(self._pending.popleft())
             self.stop = self.stop or int(values.pop(STOP, 0))
             self._on_done(1)
             self._window.append(values)
-            # The loss is that of the weights before the step, the gradient decides those behind it.
+            # The loss is that of the weights before the step, the gradient decides those after it.
             for name in ("loss", "grad_norm"):
                 if not np.isfinite(values[name]):
                     raise Diverged(f"{name} became {values[name]}: start another --run with a lower --lr")
@@ -129,12 +129,18 @@ def _bar(total: int, start: int, tokens_per_step: int):
         initial=start * tokens_per_step,
         unit="tok",
         unit_scale=True,
-        desc="training",
-        disable=not processes.is_first(),
+        desc="compiling the training step",
+        disable=not processes.is_primary(),
         # In a log file every refresh is a line's worth of text.
         mininterval=0.5 if terminal else 15,
         smoothing=0.1,
     )
+
+
+def _advance(bar: tqdm, tokens: int):
+    # The first step has come back, so all is compiled.
+    bar.set_description("training", refresh=False)
+    bar.update(tokens)
 
 
 class _Signals:

@@ -10,32 +10,36 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxsae.sae.struct import SAE
+from jaxsae.sae import activation_functions
+from jaxsae.sae.config import SAEConfig
+from jaxsae.sae.decoder import KINDS, unit_rows
+from jaxsae.sae.types import SAE
 from jaxsae.training.config import TrainingConfig
 
 
-def make_optimizer(decoder: str, beta1=0.9, beta2=0.999, eps=6.25e-10) -> optax.GradientTransformationExtraArgs:
-    """For a decoder constraint of `Spec.decoder`; `update` takes the learning rate as `lr=`, so it can be traced."""
-    constraint = {"unit_norm": (project_decoder_gradient(), renormalise_decoder()), "free": (), "normalised": ()}[
-        decoder
-    ]
-    before, after = constraint[:1], constraint[1:]
-    return optax.chain(*before, optax.scale_by_adam(beta1, beta2, eps), scale_by_learning_rate(), *after)
+def make_optimizer(sae: SAEConfig, training: TrainingConfig) -> optax.GradientTransformationExtraArgs:
+    """Adam with what the decoder's kind asks for around it; `update` takes the learning rate as `lr=` (traced)."""
+    family, options = activation_functions.get(sae.activation), sae.options()
+    adam = optax.scale_by_adam(0.9, 0.999, training.optimizer.adam_eps)
+    rate = scale_by_learning_rate(family.lr_multipliers(options.own))
+    if KINDS[sae.decoder].constrained:
+        return optax.chain(project_decoder_gradient(), adam, rate, renormalise_decoder())
+    return optax.chain(adam, rate)
 
 
 def lr_factor(training: TrainingConfig) -> Callable:
     """factor(step) of the learning rate: from 0 over the warm-up, then by the schedule to its end."""
-    rise, end = training.warmup // training.batch_size, training.lr_end
+    rise, end = training.optimizer.warmup // training.batch.batch_size, training.optimizer.lr_end
     fall = max(1, training.steps - rise)
     schedules = {
         "constant": optax.constant_schedule(1.0),
         "cosine": optax.cosine_decay_schedule(1.0, fall, end),
         "linear": optax.linear_schedule(1.0, end, fall),
     }
-    factor = schedules[training.schedule]
+    factor = schedules[training.optimizer.schedule]
     if rise:
         factor = optax.join_schedules([optax.linear_schedule(0.0, 1.0, rise), factor], [rise])
-    # As many digits as there are: of an int32 optax would make float32.
+    # In float64 if that is enabled; of an int32 optax would make float32.
     return lambda step: factor(step.astype(jnp.result_type(float)))
 
 
@@ -49,12 +53,14 @@ def project_decoder_gradient() -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def scale_by_learning_rate() -> optax.GradientTransformationExtraArgs:
-    """Minus the learning rate, given to each update as `lr=`."""
+def scale_by_learning_rate(multipliers) -> optax.GradientTransformationExtraArgs:
+    """Minus the learning rate, given to each update as `lr=`; {name: factor} on it for extra arrays."""
 
     def update(updates, state, params=None, *, lr, **rest):
         del params, rest
-        return jax.tree.map(lambda u: -lr * u, updates), state
+        updates = jax.tree.map(lambda u: -lr * u, updates)
+        extra = {name: multipliers.get(name, 1) * u for name, u in updates.extra.items()}
+        return updates.replace(extra=extra), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
@@ -68,27 +74,18 @@ def renormalise_decoder() -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def unit_rows(W):
-    """Rows of W [n, d] scaled to norm 1; a row of zeros stays zero."""
-    norm = jnp.sqrt((W * W).sum(-1, keepdims=True))
-    return W / jnp.where(norm > 0, norm, 1)
-
-
-def norm(grads: SAE):
+def norm(grads):
     """The norm of all gradients together."""
-    # Behind a barrier, because XLA would write out squares that Adam needs too: an array as large as a gradient.
+    # After a barrier, because XLA would write out squares that Adam needs too: an array as large as a gradient.
     squares = lambda g: (jax.lax.optimization_barrier(g) ** 2).sum()
     return jnp.sqrt(sum(squares(g) for g in jax.tree.leaves(grads)))
+
+
+def clip(grads, size, bound: float | None):
+    """Gradients whose norm is `size`, scaled down to norm `bound` if that is less."""
+    return grads if bound is None else jax.tree.map(lambda g: g * jnp.minimum(1, bound / (size + 1e-6)), grads)
 
 
 def ema_update(ema: SAE, params: SAE, decay: float) -> SAE:
     """ema + (1 - decay) (params - ema), started from zeros (app. A.5)."""
     return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
-
-
-def ema_weights(ema: SAE, step, decay: float) -> SAE:
-    """The bias-corrected average after `step` updates, its decoder rows unit norm again where the spec wants that."""
-    average = jax.tree.map(lambda e: e / (1 - decay**step), ema)
-    if average.spec.decoder != "free":
-        average = average.replace(W_dec=unit_rows(average.W_dec))
-    return average

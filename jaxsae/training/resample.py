@@ -15,60 +15,58 @@ import optax
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from jaxsae.sae import activations
-from jaxsae.sae.activations.interface import PLAIN
-from jaxsae.sae.layout import EVERYWHERE, LATENTS
-from jaxsae.sae.normalise import normalise
+from jaxsae.sae import activation_functions
+from jaxsae.sae.config import SAEConfig
+from jaxsae.sae.decoder import KINDS, row_norms, unit_rows
+from jaxsae.sae.layout import LATENTS, REPLICATED
 from jaxsae.sae.select import EXACT, Selection
 from jaxsae.sae.sharded import autoencode, choose
-from jaxsae.sae.struct import SAE
-from jaxsae.training.config import SAEConfig, TrainingConfig
-from jaxsae.training.gradient import join, split
+from jaxsae.sae.types import SAE
+from jaxsae.training.config import TrainingConfig
+from jaxsae.training.micro_batches import join, prepare
 from jaxsae.training.objectives import Objective
-from jaxsae.training.optimizer import unit_rows
 from jaxsae.training.step import TrainState
 
 # Of the mean norm of living encoder rows: a new latent is active little at first, so that it disturbs little.
 SCALE = 0.2
 
 
-def resample(state: TrainState, logits, directions, dead_window, ema_decay) -> TrainState:
+def resample(state: TrainState, logits, directions, dead_window, ema_decay, own) -> TrainState:
     """`state` with new rows for latents idle for `dead_window` tokens, from the `candidates` of a batch.
 
     The draw follows from the key and the step of the state, and is the same on every mesh. Where more latents are dead
     than there are tokens to draw, the rest stay dead until the next time: twins would get equal gradients forever.
     """
     dead = state.idle >= dead_window
-    everywhere = lambda a: jax.reshard(a, EVERYWHERE)
+    everywhere = lambda a: jax.reshard(a, REPLICATED)
     # Latents of any shard may get tokens of any other: [B, d] of one batch goes to every device, and [B] and [n] of
     # numbers, from which all devices draw the same.
     logits, directions = everywhere(logits), everywhere(directions)
     key = jax.random.fold_in(state.key, state.step)
     fresh, token = (jax.reshard(a, LATENTS) for a in draw(key, logits, everywhere(dead)))
     rows = directions.at[token].get(out_sharding=P(*LATENTS, None))
-    return revive(state, dead, fresh, rows, ema_decay)
+    return revive(state, dead, fresh, rows, ema_decay, own)
 
 
 def make_resample(sae: SAEConfig, training: TrainingConfig, objective: Objective) -> Callable:
-    """A function (state, batch, lm) -> state for the batches of a step, in as many pieces, to be jitted."""
-    pieces = training.micro_batches
+    """A function (state, batch, lm) -> state for the batches of a step, in as many micro-batches."""
+    micro = training.batch.micro_batches
 
     def run(state: TrainState, batch, lm=None) -> TrainState:
-        def some(part):
-            x = objective.prepare(part, lm).x if objective.end_to_end else normalise(part, sae.normalise)[0]
-            return candidates(state.params, x, sae.selection())
-
-        found = some(batch) if pieces == 1 else join(lax.map(some, split(batch, pieces)))
-        return resample(state, *found, training.dead_window(), training.ema_decay())
+        prepared = objective.prepare(batch, lm) if micro == 1 else prepare(objective, batch, lm, micro)
+        of_part = lambda part: candidates(state.params, part.x, sae.selection())
+        drawn_from = of_part(prepared) if micro == 1 else join(lax.map(of_part, prepared))
+        return resample(state, *drawn_from, training.dead_window(), training.ema_decay(), sae.options().own)
 
     return run
 
 
-def candidates(sae: SAE, x, how: Selection = EXACT):
+def candidates(sae: SAE, x, selection: Selection = EXACT):
     """Log of the probability, up to a constant, that a token is drawn [B@data], and unit vectors [B@data, d]."""
-    xhat = autoencode(sae, x, choose(sae, x, how, training=True), how, PLAIN).xhat
+    options = activation_functions.default_options(sae.spec.activation)
+    xhat = autoencode(sae, x, choose(sae, x, selection, training=True), options).xhat
     loss = ((x - xhat) ** 2).sum(1)
-    directions = unit_rows(x - sae.b_dec if sae.spec.subtract_b_dec else x)
+    directions = unit_rows(x - sae.input_bias())
     # A token without a direction is of no use.
     return jnp.where(jnp.any(directions != 0, 1), 2 * jnp.log(loss), -jnp.inf), directions
 
@@ -82,21 +80,22 @@ def draw(key, logits, dead):
     return dead & (turn < len(order)) & (logits[token] > -jnp.inf), token
 
 
-def revive(state: TrainState, dead, fresh, rows, ema_decay) -> TrainState:
+def revive(state: TrainState, dead, fresh, rows, ema_decay, own) -> TrainState:
     """`state` with latents marked `fresh`, some of the `dead`, made anew from unit vectors `rows` [n@latent, d]."""
     sae = state.params
     # The rows of a decoder that is normalised where it is used have any length, and Adam, whose steps have the same
     # size for all, would turn short ones faster than the others.
-    length = _typical(sae.W_dec, ~dead) if sae.spec.decoder == "normalised" else 1
+    kind = KINDS[sae.spec.decoder]
+    length = 1 if kind.constrained or kind.free else _typical(sae.W_dec, ~dead)
     new = {
         "W_enc": SCALE * _typical(sae.W_enc, ~dead) * rows,
         "b_enc": jnp.zeros_like(sae.b_enc),
         "W_dec": length * rows,
     }
-    act = activations.get(sae.spec.activation)
+    act = activation_functions.get(sae.spec.activation)
     # A latent that died of its threshold would stay dead. What training estimates is not of one latent alone.
-    if act.observe is None:
-        extra = act.init(jax.random.fold_in(state.key, state.step), sae.n, sae.b_enc.dtype)
+    if act.update_extra is None:
+        extra = act.init(jax.random.fold_in(state.key, state.step), sae.n, sae.b_enc.dtype, own)
         new["extra"] = jax.tree.map(lambda a: jax.reshard(a, LATENTS), extra)
 
     def forget(part):
@@ -115,8 +114,8 @@ def revive(state: TrainState, dead, fresh, rows, ema_decay) -> TrainState:
 
 
 def _typical(W, living):
-    """The mean norm of the living rows of W [n@latent, d]; 1 where there are none."""
-    norms = jnp.where(living, jnp.sqrt((W * W).sum(1)), 0)
+    """The mean norm of the living rows of W [n@latent, d]; 1 if there are none."""
+    norms = jnp.where(living, row_norms(W)[:, 0], 0)
     return jnp.where(living.any(), norms.sum() / jnp.maximum(living.sum(), 1), 1)
 
 

@@ -1,6 +1,5 @@
-"""peers.py and its protocol with made-up workers: no environment is made and nothing is measured."""
+"""compare_peers.py and its protocol with made-up workers: no environment is made and nothing is measured."""
 
-import importlib.util
 import json
 import os
 import sys
@@ -9,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[2]))
-
+from benchmarks import compare_peers as peers
 from benchmarks.peers import environments
 from benchmarks.peers.protocol import Worker, WorkerFailed
 
@@ -58,16 +56,6 @@ def start(env):
         worker.close()
 
 
-@pytest.fixture(scope="module")
-def peers():
-    # By its path: the folder of the workers has the same name.
-    spec = importlib.util.spec_from_file_location("peers_script", ROOT / "benchmarks" / "peers.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_worker_answers_whatever_its_library_prints(start):
     worker = start("train")
     facts = worker.build({})
@@ -96,7 +84,7 @@ class Fake(Namespace):
     __hash__ = object.__hash__
 
 
-def test_measure_takes_turns_and_leaves_out_what_does_not_train(peers, env, capsys):
+def test_measure_takes_turns_and_leaves_out_what_does_not_train(env, capsys):
     does = [("jaxsae", "float32", "train"), ("jaxsae", "bfloat16", "train"), ("other", "float32", "train")]
     does += [("other", "float32", what) for what in ("nan", "rise", "die")]
     fakes = [
@@ -120,7 +108,7 @@ def test_measure_takes_turns_and_leaves_out_what_does_not_train(peers, env, caps
     assert "other" in capsys.readouterr().out
 
 
-def test_every_variant_has_a_worker_and_an_environment(peers):
+def test_every_variant_has_a_worker_and_an_environment():
     for variant in peers.variants("cuda"):
         assert (ROOT / f"{variant.module.replace('.', '/')}.py").exists()
         assert variant.peer == "jaxsae" or variant.peer in environments.ENVIRONMENTS

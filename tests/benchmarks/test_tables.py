@@ -1,14 +1,12 @@
-"""table.py on small results, and timing in turns."""
+"""Tables of small results, timing in turns, and a benchmark from its command line to its kept rows."""
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[2]))
-
 from benchmarks import common, table
+from benchmarks.peers import jaxsae_worker
 
 MANIFEST = {"date": "2026-01-02", "commit": "abc", "cpu": "A Processor", "cores": 2, "device": "cpu"}
 
@@ -89,6 +87,27 @@ def test_in_turns():
     assert "".join(calls) == "aabb" + "ab" * 3
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
     assert all(value >= 0 for values in seconds.values() for value in values)
+
+
+def test_a_benchmark_prints_tables_and_keeps_rows(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    args = common.arguments("doc", ["tiny", "huge"], ["tiny"], rounds=2).parse_args(["--keep"])
+    measure = lambda shape, args: iter([[{"way": "a", "ms": 1.5}], [{"way": "slow one", "ms": 20.0}]])
+    columns = {"way": lambda row: row["way"], "ms": lambda row: f"{row['ms']:.1f}"}
+    common.run("mine", args, measure, lambda rows: common.print_table(columns, rows))
+    assert capsys.readouterr().out.splitlines() == ["way   ms", "a    1.5", "way         ms", "slow one  20.0"]
+    (path,) = tmp_path.glob("mine-tiny-*.json")
+    kept = json.loads(path.read_text())
+    assert kept["rows"] == [{"way": "a", "ms": 1.5}, {"way": "slow one", "ms": 20.0}]
+    assert kept["manifest"]["jax"]
+
+
+def test_jaxsae_worker_trains():
+    """A tiny step with AuxK on, of the recipe that all benchmarks of jaxsae share."""
+    settings = {"d": 16, "n": 64, "k": 4, "B": 32, "k_aux": 8, "aux": True, "dead": 0.25, "lr": 1e-3}
+    built = jaxsae_worker.build({**settings, "precision": "float32"})
+    losses = [built.step() for _ in range(4)]
+    assert losses[-1] < losses[0]
 
 
 def test_end_to_end_steps_have_a_table(tmp_path):

@@ -10,11 +10,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxsae.data import activations
-from jaxsae.data.activations import LANES, Batches, Plan, TextSource
+from jaxsae.data.activations import LANES, ActivationBatches, BufferPlan, TextSource
+from jaxsae.distributed.mesh import make_mesh, place
 from jaxsae.errors import BadInput
 from jaxsae.lm.gpt2 import GPT2, GPT2Config
 from jaxsae.lm.model import LM, prefix
-from jaxsae.mesh import make_mesh, place
 
 MESHES = [(1, 1), (8, 1), (2, 4), (4, 2)]
 
@@ -36,12 +36,12 @@ class Numbered:
     def activations(self, host):
         rows = host[:, :, None] * self.rows + jnp.arange(self.rows)[None, :, None]
         contexts = host[:, :, None] + jnp.zeros((1, self.rows, 1), jnp.int32)
-        return jnp.concatenate([rows, contexts], -1).astype(jnp.float32)
+        return (jnp.concatenate([rows, contexts], -1).astype(jnp.float32),)
 
 
 def make_batches(mesh=(1, 1), batch=64, rows=12, per_chunk=4, seed=0):
-    plan = Plan.of(batch, rows, mesh[0], per_chunk)
-    return Batches(Numbered(rows), plan, make_mesh(*mesh), seed)
+    plan = BufferPlan.of(batch, rows, mesh[0], per_chunk)
+    return ActivationBatches(Numbered(rows), plan, make_mesh(*mesh), seed)
 
 
 def test_plans_divide():
@@ -49,7 +49,7 @@ def test_plans_divide():
         for data in (d for d in range(1, 17) if batch % d == 0):
             for rows in (1, 7, 63, 64):
                 for batches in (1, 3, 16):
-                    plan = Plan.of(batch, rows, data, batches)
+                    plan = BufferPlan.of(batch, rows, data, batches)
                     assert plan.lanes % data == batch % plan.lanes == 0
                     assert plan.contexts % plan.lanes == 0
                     # Each lane deals whole rows to the batches, and keeps less than one context.
@@ -59,14 +59,14 @@ def test_plans_divide():
 
 def test_meshes_whose_size_divides_the_lanes_share_one_plan():
     for batch in (8, 24, 64, 192):
-        assert len({Plan.of(batch, 64, data, 16) for data in (1, 2, 4, 8)}) == 1
-        assert Plan.of(batch, 64, 8, 16).lanes == math.gcd(batch, LANES)
+        assert len({BufferPlan.of(batch, 64, data, 16) for data in (1, 2, 4, 8)}) == 1
+        assert BufferPlan.of(batch, 64, 8, 16).lanes == math.gcd(batch, LANES)
 
 
 def test_a_batch_that_does_not_divide_over_the_devices():
     message = "--batch-size 100 does not divide over the 8 devices .*: give a multiple of 8"
     with pytest.raises(BadInput, match=message):
-        Plan.of(100, 64, 8, 16)
+        BufferPlan.of(100, 64, 8, 16)
 
 
 # The last ones share little or nothing with LANES; 63 rows are a context of 64 without position 0.
@@ -78,7 +78,7 @@ def test_batches_hold_rows_of_their_chunk_and_none_twice(batch, rows, per_chunk)
     batches = make_batches((1, 1), batch, rows, per_chunk)
     contexts = batches.plan.contexts
     for number in (0, 3):
-        chunk = np.asarray(batches.chunk(number))
+        chunk = np.asarray(batches.chunk(number)[0])
         assert chunk.shape == (per_chunk, batch, 2)
         ids, of = chunk[..., 0].ravel().astype(int), chunk[..., 1].ravel().astype(int)
         np.testing.assert_array_equal(ids // rows, of)
@@ -90,7 +90,7 @@ def test_batches_hold_rows_of_their_chunk_and_none_twice(batch, rows, per_chunk)
 
 def test_batches_mix_contexts_and_positions():
     batches = make_batches(batch=256, rows=32, per_chunk=8)
-    chunk = np.asarray(batches.chunk(0)).astype(int)
+    chunk = np.asarray(batches.chunk(0)[0]).astype(int)
     ids, of = chunk[..., 0], chunk[..., 1]
     # As many contexts as lanes are in every batch, and a context is in almost all batches.
     assert all(len(set(batch)) >= batches.plan.lanes for batch in of)
@@ -103,7 +103,7 @@ def test_batches_mix_contexts_and_positions():
 
 def test_seeds_and_chunks_mix_differently():
     def places(seed, number):
-        ids = np.asarray(make_batches(seed=seed).chunk(number))[..., 0].ravel()
+        ids = np.asarray(make_batches(seed=seed).chunk(number)[0])[..., 0].ravel()
         return (ids - ids.min() // 768 * 768).tolist()
 
     orders = [places(0, 0), places(0, 1), places(1, 0)]
@@ -113,16 +113,16 @@ def test_seeds_and_chunks_mix_differently():
 
 @pytest.mark.parametrize("batch, meshes", [(64, MESHES[1:]), (24, [(8, 1)])])
 def test_batches_are_the_same_on_every_mesh(batch, meshes):
-    want = make_batches((1, 1), batch).chunk(2)
+    want = make_batches((1, 1), batch).chunk(2)[0]
     for mesh in meshes:
-        got = make_batches(mesh, batch).chunk(2)
+        got = make_batches(mesh, batch).chunk(2)[0]
         assert str(jax.typeof(got)) == f"float32[4,{batch}@data,2]"
         assert got.sharding.mesh.shape["data"] == mesh[0]
         np.testing.assert_array_equal(got, want)
 
 
 def test_a_mesh_that_does_not_divide_the_lanes_still_splits_every_batch():
-    chunk = np.asarray(make_batches((3, 1), batch=12, rows=5, per_chunk=3).chunk(0))
+    chunk = np.asarray(make_batches((3, 1), batch=12, rows=5, per_chunk=3).chunk(0)[0])
     ids = chunk[..., 0].ravel()
     assert chunk.shape == (3, 12, 2) and len(set(ids)) == 36
 
@@ -130,22 +130,51 @@ def test_a_mesh_that_does_not_divide_the_lanes_still_splits_every_batch():
 @pytest.mark.parametrize("mesh", [(1, 1), (4, 2)], ids=str)
 def test_a_step_has_its_batch_wherever_the_stream_begins(mesh):
     batches = make_batches(mesh)
-    whole = list(batches.stream(0, 11))
+    rows = lambda start, stop: [x for (x,) in batches.iterate(start, stop)]
+    whole = rows(0, 11)
     assert [str(jax.typeof(batch)) for batch in whole] == ["float32[64@data,2]"] * 11
-    chunks = np.concatenate([batches.chunk(number) for number in range(3)])
+    chunks = np.concatenate([batches.chunk(number)[0] for number in range(3)])
     np.testing.assert_array_equal(whole, chunks[:11])
     # From the first, an inner and the last batch of a chunk; within a chunk and beyond it.
     for start, stop in [(4, 11), (5, 7), (7, 9), (10, 11)]:
-        np.testing.assert_array_equal(list(batches.stream(start, stop)), chunks[start:stop])
-    assert list(batches.stream(3, 3)) == []
+        np.testing.assert_array_equal(rows(start, stop), chunks[start:stop])
+    assert rows(3, 3) == []
 
 
 def test_a_stream_that_is_left_can_be_begun_again():
     batches = make_batches()
-    stream = batches.stream(0, 1000)
+    stream = batches.iterate(0, 1000)
     first = next(stream)
     stream.close()
-    np.testing.assert_array_equal(next(batches.stream(0, 1000)), first)
+    np.testing.assert_array_equal(next(batches.iterate(0, 1000)), first)
+
+
+def test_the_sample_is_the_first_rows_and_its_chunk_is_not_computed_twice():
+    batches = make_batches()
+    read, numbers = batches.source.host, []
+    batches.source.host = lambda start, stop: numbers.append(start) or read(start, stop)
+    sample = batches.sample(300)
+    assert len(numbers) == 2
+    whole = np.concatenate([x for (x,) in batches.iterate(0, 6)])
+    np.testing.assert_array_equal(sample, whole[:300])
+    # The second chunk was needed for the sample, and is read again; the first one is not.
+    assert numbers.count(0) == 1 and len(numbers) == 3
+
+
+class Pairs(Numbered):
+    """What should come out is the negative of what goes in."""
+
+    def activations(self, host):
+        (x,) = super().activations(host)
+        return x, -x
+
+
+def test_pairs_stay_together():
+    batches = ActivationBatches(Pairs(12), BufferPlan.of(64, 12, 2, 4), make_mesh(2, 2), 0)
+    alone = make_batches((2, 1))
+    for (x, y), (same,) in zip(batches.iterate(0, 5), alone.iterate(0, 5), strict=True):
+        np.testing.assert_array_equal(x, same)
+        np.testing.assert_array_equal(y, -x)
 
 
 def test_what_goes_wrong_while_reading_ahead_is_raised():
@@ -158,7 +187,7 @@ def test_what_goes_wrong_while_reading_ahead_is_raised():
         return read(start, stop)
 
     batches.source.host = host
-    stream = batches.stream(0, 100)
+    stream = batches.iterate(0, 100)
     for _ in range(8):
         next(stream)
     with pytest.raises(OSError, match="gone"):
@@ -166,7 +195,7 @@ def test_what_goes_wrong_while_reading_ahead_is_raised():
 
 
 T = 8
-CONFIG = GPT2Config(vocab_size=50, n_positions=T, n_embd=8, n_layer=2, n_head=2, n_inner=12)
+CONFIG = GPT2Config(vocab_size=50, n_ctx=T, d_model=8, n_layer=2, n_head=2, n_inner=12)
 
 
 @pytest.fixture(scope="module")
@@ -206,13 +235,13 @@ CASES = [*((hook, 16) for hook in HOOKS), (HOOKS[1], 8192), (HOOKS[1], 1)]
 @pytest.mark.parametrize("hook, at_once", CASES)
 def test_text_gives_the_activations_of_the_prefix(lm, monkeypatch, hook, at_once):
     # Several contexts at a time, down to one: activations are the same.
-    monkeypatch.setattr(activations, "TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr(activations, "TOKENS_AT_ONCE", {"cpu": at_once, "gpu": 0})
     activations._activations.clear_cache()
     mesh = make_mesh(2, 4)
     source = text_source(lm, mesh, hook)
     host = place(source.host, (12, T), source.dtype, NamedSharding(mesh, P("data")))
     with jax.set_mesh(mesh):
-        got = source.activations(host)
+        (got,) = source.activations(host)
     want = prefix(lm, Tokens().ids[:12], hook)
     assert source.width == want.shape[-1] and source.rows == T and len(source) == 1000
     assert str(jax.typeof(got)) == f"float32[12@data,{T},{source.width}]"
@@ -226,8 +255,8 @@ def test_batches_of_text_are_rows_of_the_prefix(lm, hook, skip_first):
     source = text_source(lm, mesh, hook, skip_first)
     rows = T - skip_first
     assert source.rows == rows
-    batches = Batches(source, Plan.of(16, rows, 4, 3), mesh, 0)
-    got = np.concatenate(list(batches.stream(0, 3)))
+    batches = ActivationBatches(source, BufferPlan.of(16, rows, 4, 3), mesh, 0)
+    got = np.concatenate([x for (x,) in batches.iterate(0, 3)])
     want = prefix(lm, Tokens().ids[: batches.plan.contexts], hook)[:, int(skip_first) :]
     want = np.asarray(want).reshape(-1, source.width)
     distances = np.abs(got[:, None] - want).max(-1)

@@ -1,4 +1,4 @@
-"""Documents to contexts: the fast ways against plain ones, and what lies on disk."""
+"""Documents to contexts on disk: what is held out, what lies there, in what order it is read."""
 
 import itertools
 from dataclasses import replace
@@ -6,90 +6,17 @@ from functools import partial
 
 import numpy as np
 import pytest
-import tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from jaxsae.data import text, tokens
 from jaxsae.errors import BadInput
-from jaxsae.lm.tokenizer import END_OF_TEXT, Tokenizer
-
-
-def make_tokenizer(vocab_size):
-    """A small byte-level BPE with GPT-2's pre-tokenizer."""
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator([library_text(200_000)], trainer)
-    backend = PreTrainedTokenizerFast(tokenizer_object=bpe)
-    return Tokenizer(backend, bpe.token_to_id(END_OF_TEXT), "tiny")
-
-
-def library_text(characters):
-    """Real English and code: source files of the standard library, joined."""
-    return "".join(itertools.islice(text.documents(["stdlib"]), 40))[:characters]
+from jaxsae.lm import tokenizer as lm_tokenizer
+from tests.lm.tiny import library_text, whole_documents
+from tests.lm.tiny import tokenizer as make_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     return make_tokenizer(600)
-
-
-def whole_documents(tokenizer, documents, context):
-    """What `contexts` does, plainly: every document tokenised alone and whole, joined, then cut."""
-    stream = []
-    for document in documents:
-        stream += [tokenizer.end_of_text, *tokenizer.encode([document])[0]]
-    whole = len(stream) // context * context
-    return np.array(stream[:whole]).reshape(-1, context)
-
-
-LENGTHS = [900, 1, 40, 2000, 300, 7, 5000, 0, 64]
-DOCUMENTS = [document[:length] for document, length in zip(text.documents(["stdlib"]), LENGTHS)]
-
-
-@pytest.mark.parametrize("characters", [1, 500, 2_000_000])
-@pytest.mark.parametrize("context", [2, 16, 61])
-def test_packing_equals_whole_documents_joined_and_cut(tokenizer, monkeypatch, characters, context):
-    # Small batches and pieces: then documents and contexts lie across many of them.
-    monkeypatch.setattr(tokens, "_batches", partial(tokens._batches, characters=characters))
-    monkeypatch.setattr(tokens, "_pieces", partial(tokens._pieces, characters=100))
-    got = list(tokens.contexts(DOCUMENTS, tokenizer, context))
-    np.testing.assert_array_equal(got, whole_documents(tokenizer, DOCUMENTS, context))
-    assert all(row.dtype == np.int32 for row in got)
-
-
-def test_packing_loses_less_than_one_context_and_decodes_to_the_text(tokenizer):
-    stream = np.concatenate(list(tokens.contexts(DOCUMENTS, tokenizer, 8)))
-    joined = "".join(END_OF_TEXT + document for document in DOCUMENTS)
-    got = tokenizer.decode(stream)
-    assert joined.startswith(got) and len(tokenizer.encode([joined])[0]) - len(stream) < 8
-
-
-@pytest.mark.parametrize("characters", [50, 700, 20_000])
-def test_pieces_encode_to_the_tokens_of_the_whole_document(tokenizer, characters):
-    document = library_text(120_000)
-    rare = ["naïve été", "don't we'll", "漢字 かな", "x  y\n z", "a1 b 2 c", "½ π"]
-    document += " ".join(rare * 200)
-    pieces = list(tokens._pieces(document, characters))
-    assert "".join(pieces) == document
-    # Cuts are found soon in ordinary text, so that there is something to do in parallel.
-    assert len(document) / characters / 4 < len(pieces) <= len(document) / characters
-    (whole,) = tokenizer.encode([document])
-    assert list(itertools.chain(*tokenizer.encode(pieces))) == whole
-
-
-def test_text_that_cannot_be_cut_stays_whole():
-    for document in ("漢" * 1000, "1 2 " * 300, " " * 1000, "", "a b", "a " * 200 + "b" * 1000):
-        pieces = list(tokens._pieces(document, 50))
-        assert "".join(pieces) == document
-        for before, after in itertools.pairwise(pieces):
-            assert before[-1].isalpha() and after[0] == " " and after[1].isalpha()
 
 
 @pytest.mark.parametrize("count", [1, 2, 19, 20, 21, 40, 59])
@@ -135,16 +62,22 @@ def facts(folder):
 
 
 class Watched:
-    """A tokenizer that calls `before(n)` before its n-th batch."""
+    """The backend of a tokenizer, which calls `before(n)` before its n-th batch."""
 
-    def __init__(self, tokenizer, before):
-        self.tokenizer, self.before, self.calls = tokenizer, before, 0
-        self.end_of_text, self.fingerprint = tokenizer.end_of_text, tokenizer.fingerprint
+    def __init__(self, backend, before):
+        self.backend, self.before, self.calls = backend, before, 0
 
-    def encode(self, texts):
+    def to_str(self):
+        return self.backend.to_str()
+
+    def encode_batch_fast(self, *args, **kwargs):
         self.calls += 1
         self.before(self.calls)
-        return self.tokenizer.encode(texts)
+        return self.backend.encode_batch_fast(*args, **kwargs)
+
+
+def watch(tokenizer, before):
+    return replace(tokenizer, backend=Watched(tokenizer.backend, before))
 
 
 def test_prepared_splits_are_the_contexts_of_their_documents(tokenizer, source, tmp_path):
@@ -159,11 +92,11 @@ def test_prepared_splits_are_the_contexts_of_their_documents(tokenizer, source, 
 
 def test_prepare_writes_once(tokenizer, source, tmp_path):
     cache = str(tmp_path / "cache")
-    watched = Watched(tokenizer, lambda n: None)
+    watched = watch(tokenizer, lambda n: None)
     folder = tokens.prepare([source], watched, 16, cache)
-    before, calls = facts(tmp_path), watched.calls
+    before, calls = facts(tmp_path), watched.backend.calls
     assert tokens.prepare([source], watched, 16, cache) == folder
-    assert facts(tmp_path) == before and watched.calls == calls
+    assert facts(tmp_path) == before and watched.backend.calls == calls
     assert list(folder.parent.iterdir()) == [folder]
 
 
@@ -187,14 +120,14 @@ def test_other_text_tokenizer_or_context_is_another_data_set(tokenizer, source, 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("call", [1, 5])
 def test_an_interrupted_write_leaves_nothing(tokenizer, source, tmp_path, monkeypatch, error, call):
-    monkeypatch.setattr(tokens, "_batches", partial(tokens._batches, characters=1000))
+    monkeypatch.setattr(lm_tokenizer, "_batches", partial(lm_tokenizer._batches, characters=1000))
 
     def before(n):
         if n == call:
             raise error("stop")
 
     with pytest.raises(error):
-        tokens.prepare([source], Watched(tokenizer, before), 16, str(tmp_path / "cache"))
+        tokens.prepare([source], watch(tokenizer, before), 16, str(tmp_path / "cache"))
     assert list((tmp_path / "cache" / "tokens").iterdir()) == []
     folder = tokens.prepare([source], tokenizer, 16, str(tmp_path / "cache"))
     assert len(tokens.TokenContexts(folder, "train", 0)) > 0
@@ -204,7 +137,7 @@ def test_two_writers_at_once_both_end_with_the_whole_data_set(tokenizer, source,
     prepare = partial(tokens.prepare, [source], context=16, cache=str(tmp_path / "cache"))
     inner = []
     # The second writer begins and ends while the first one is at work.
-    watched = Watched(tokenizer, lambda n: n == 1 and inner.append(prepare(tokenizer=tokenizer)))
+    watched = watch(tokenizer, lambda n: n == 1 and inner.append(prepare(tokenizer=tokenizer)))
     folder = prepare(tokenizer=watched)
     assert inner == [folder] and list(folder.parent.iterdir()) == [folder]
 

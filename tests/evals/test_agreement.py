@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,14 @@ import pytest
 
 import jaxsae
 from jaxsae import lm as lms
-from jaxsae.evals import agreement
+from jaxsae.distributed.mesh import make_mesh, replicate
+from jaxsae.evals import EvaluationConfigs, agreement, measure
+from jaxsae.evals.pairs import read, tokenise
+from jaxsae.evals.topk_curve import KS, topk_curve
 from jaxsae.lm.tokenizer import END_OF_TEXT
-from jaxsae.sae.struct import SAE, Spec
-from sae import dense
+from jaxsae.sae.types import SAE, Spec
+from tests.evals.subjects import on_text, placed
+from tests.sae import dense
 
 HOOK = "blocks.1.hook_resid_pre"
 NOUNS, PLACES = ["for", "return", "class", "test"], ["value", "name"]
@@ -40,6 +45,14 @@ def random_sae(n=30, activation="relu", normalise="none"):
 def identity(d=32):
     both = jnp.concatenate([jnp.eye(d), -jnp.eye(d)])
     return SAE(both, jnp.zeros(2 * d), both, jnp.zeros(d), Spec("relu", 1, "none", "free", False))
+
+
+def on(mesh, function, lm, *arguments):
+    """function(lm, sae, ...) with everything on a mesh."""
+    grid = make_mesh(*mesh)
+    lay = lambda a: placed(grid, a) if isinstance(a, SAE) else a
+    with jax.set_mesh(grid):
+        return function(replicate(lm, grid), *map(lay, arguments))
 
 
 class Plain:
@@ -70,11 +83,11 @@ class Plain:
 
 def test_rows_become_tokens(example):
     _, tokenizer, rows = example
-    pairs, dropped = agreement.tokenise(rows, tokenizer)
+    pairs, dropped = tokenise(rows, tokenizer)
     assert dropped == {} and len(pairs.tokens) == 8 and len(pairs.row) == 11
     assert {len(tokenizer.encode([f" {noun}"])[0]) for noun in NOUNS} == {1, 3}
-    length = {i: n for start, stop, n in pairs.groups for i in range(start, stop)}
-    assert sorted(length) == list(range(8)) and len(pairs.groups) == 2
+    length = pairs.last + 1
+    assert len({*length}) == 2
     for r, i, right, wrong in zip(rows, pairs.row, pairs.right, pairs.wrong):
         ids = tokenizer.encode([END_OF_TEXT + r["clean_prefix"]])[0]
         assert length[i] == len(ids) and pairs.tokens[i, : len(ids)].tolist() == ids
@@ -91,43 +104,43 @@ def test_rows_that_cannot_be_used_are_counted(example):
     _, tokenizer, rows = example
     same = row("The class", " is", " is")
     unknown = row("The class", "", " is")
-    pairs, dropped = agreement.tokenise([rows[0], same, unknown, same], tokenizer)
+    pairs, dropped = tokenise([rows[0], same, unknown, same], tokenizer)
     assert dropped == {"answers begin alike": 2, "not in the vocabulary": 1} and len(pairs.row) == 1
     with pytest.raises(jaxsae.BadInput, match=r"none of 1 rows can be used.*answers begin alike"):
-        agreement.tokenise([same], tokenizer)
+        tokenise([same], tokenizer)
     with pytest.raises(jaxsae.BadInput, match="there are none"):
-        agreement.tokenise([], tokenizer)
+        tokenise([], tokenizer)
 
 
 def test_files_are_read_up_to_a_limit(tmp_path, example):
     file, rows = tmp_path / "rows.json", example[2]
     file.write_text("\n".join(map(json.dumps, rows)))
-    assert agreement.read(file) == rows and agreement.read(file, 2) == rows[:2]
+    assert read(file) == rows and read(file, 2) == rows[:2]
     for line, message in (("{", "line 1, is not JSON"), ('{"clean_prefix": 1}', "line 1, is not a pair")):
         file.write_text(line)
         with pytest.raises(jaxsae.BadInput, match=message):
-            agreement.read(file)
+            read(file)
 
 
 def test_differences_are_those_of_whole_passes(example):
     lm, tokenizer, rows = example
-    have = agreement.differences(lm, agreement.tokenise(rows, tokenizer)[0])
+    have = on((2, 4), agreement.differences, lm, tokenise(rows, tokenizer)[0])
     plain = Plain(lm, tokenizer, rows)
     want = plain.numbers(plain.x)
     np.testing.assert_allclose(have, want, rtol=1e-9)
     assert agreement.accuracy(have) == (want > 0).mean()
-    # What stands behind a prefix does not matter.
+    # What stands after a prefix does not matter.
     r = rows[0]
     logits = lm.run(jnp.array(tokenizer.encode([END_OF_TEXT + r["clean_prefix"]])))[0, -1]
     right, wrong = (tokenizer.encode([r[name]])[0][0] for name in ("clean_answer", "patch_answer"))
     np.testing.assert_allclose(have[0], logits[right] - logits[wrong], rtol=1e-9)
 
 
-@pytest.mark.parametrize("sae", [random_sae, identity], ids=["random", "identity"])
-def test_faithfulness_equals_whole_passes(example, sae):
+@pytest.mark.parametrize("sae, mesh", [(random_sae, (2, 3)), (identity, (1, 1))], ids=["random", "identity"])
+def test_faithfulness_equals_whole_passes(example, sae, mesh):
     lm, tokenizer, rows = example
     sae, plain = sae(), Plain(lm, tokenizer, rows)
-    have = agreement.faithfulness(lm, sae, HOOK, agreement.tokenise(rows, tokenizer)[0])
+    have = on(mesh, agreement.faithfulness, lm, sae, HOOK, tokenise(rows, tokenizer)[0])
     inserted = plain.numbers(jaxsae.decode(sae, jaxsae.encode(sae, plain.x)))
     model, empty = plain.numbers(plain.x), plain.numbers(0 * plain.x)
     m, m_sae, m_empty = model.mean(), inserted.mean(), empty.mean()
@@ -169,15 +182,16 @@ def by_whole_passes(plain, sae, ks):
 
 
 @pytest.mark.parametrize(
-    "activation, normalise, at_once", [("relu", "none", 4096), ("topk", "unit_norm", 1), ("relu", "ln_std", 200)]
+    "activation, normalise, at_once, mesh",
+    [("relu", "none", 4096, (1, 1)), ("topk", "unit_norm", 1, (4, 2)), ("relu", "ln_std", 200, (1, 1))],
 )
-def test_the_curve_equals_whole_passes(example, monkeypatch, activation, normalise, at_once):
-    monkeypatch.setattr(agreement, "TOKENS_AT_ONCE", at_once)
+def test_the_curve_equals_whole_passes(example, activation, normalise, at_once, mesh):
     lm, tokenizer, rows = example
     sae, ks = random_sae(30, activation, normalise), (0, 1, 2, 7, 25, 200)
     sae = sae.replace(b_enc=sae.b_enc.at[:3].set(-1e6))
     plain = Plain(lm, tokenizer, rows)
-    have = agreement.topk_curve(lm, sae, HOOK, agreement.tokenise(rows, tokenizer)[0], ks)
+    pairs = tokenise(rows, tokenizer)[0]
+    have = on(mesh, topk_curve, lm, sae, HOOK, pairs, ks, at_once)
     m_sae, active, effects, order, curve = by_whole_passes(plain, sae, ks)
     assert set(have.latents) == set(active) and not {0, 1, 2} & set(active)
     np.testing.assert_allclose(have.m_model, plain.numbers(plain.x).mean(), rtol=1e-9)
@@ -192,26 +206,56 @@ def test_the_curve_equals_whole_passes(example, monkeypatch, activation, normali
 def test_an_autoencoder_that_is_silent_has_an_empty_curve(example):
     lm, tokenizer, rows = example
     sae = random_sae()
-    have = agreement.topk_curve(
-        lm, sae.replace(b_enc=sae.b_enc - 1e6), HOOK, agreement.tokenise(rows, tokenizer)[0], (0, 5)
-    )
+    silent, pairs = sae.replace(b_enc=sae.b_enc - 1e6), tokenise(rows, tokenizer)[0]
+    have = on((1, 1), topk_curve, lm, silent, HOOK, pairs, (0, 5))
     assert len(have.latents) == len(have.effects) == 0
     np.testing.assert_allclose(have.m, have.m_sae, rtol=1e-12)
 
 
 def test_rows_of_several_templates_have_no_slots_in_common(example):
     lm, tokenizer, rows = example
-    mixed, _ = agreement.tokenise([*rows, row("The class", " is", " are")], tokenizer)
+    mixed, _ = tokenise([*rows, row("The class", " is", " are")], tokenizer)
     with pytest.raises(jaxsae.BadInput, match="one template"):
-        agreement.topk_curve(lm, random_sae(), HOOK, mixed)
+        topk_curve(lm, random_sae(), HOOK, mixed)
 
 
 def test_a_small_model_knows_agreement(shared):
     """Both answers of 480 rows by a GPT-2 of 3 million parameters: above chance, near certainty without distractors."""
     lm = lms.load(str(shared("models/gpt2-tinystories-3m")))
-    rows = agreement.read(shared("data/agreement") / "simple_train.json")
-    pairs, dropped = agreement.tokenise(rows, lms.load_tokenizer(lm))
+    rows = read(shared("data/agreement") / "simple_train.json")
+    pairs, dropped = tokenise(rows, lms.load_tokenizer(lm))
     assert dropped == {} and len(pairs.row) == 480 and len(pairs.tokens) == 40
-    differences = agreement.differences(lm, pairs)
+    differences = on((1, 1), agreement.differences, lm, pairs)
     np.testing.assert_allclose(agreement.accuracy(differences), 476 / 480, atol=1.5 / 480)
     np.testing.assert_allclose(differences.mean(), 3.9414, atol=1e-3)
+
+
+def test_the_evaluation_measures_every_template(example, tmp_path):
+    lm, tokenizer, rows = example
+    (tmp_path / "near.json").write_text("\n".join(map(json.dumps, rows)))
+    subject = replace(on_text((1, 1), random_sae(), HOOK, 1, lm, positions=4), tokenizer=lambda: tokenizer)
+    config = agreement.Config(str(tmp_path), examples=10, curve_examples=8)
+    have = measure("agreement", subject, EvaluationConfigs(agreement=config))
+    want = on((1, 1), agreement.faithfulness, lm, random_sae(), HOOK, tokenise(rows[:10], tokenizer)[0])
+    assert (
+        list(have) == ["tokens", "near"]
+        and have["tokens"] > 0
+        and have["near"]["rows"] == 10
+        and have["near"]["dropped"] == 0
+    )
+    assert {name: have["near"][name] for name in want} == pytest.approx(want)
+    assert have["near"]["curve"]["k"] == list(KS) and json.dumps(have)
+
+
+def test_what_the_evaluation_needs(example, tmp_path):
+    lm, tokenizer, _ = example
+    subject = on_text((1, 1), random_sae(), HOOK, 1, lm, positions=4)
+    with_tokenizer = replace(subject, tokenizer=lambda: tokenizer)
+    for case, pairs, message in (
+        (subject, None, "needs --agreement.pairs FOLDER"),
+        (subject, str(tmp_path), "there is no tokenizer"),
+        (with_tokenizer, str(tmp_path), "holds no .json"),
+        (replace(subject, lm=None), str(tmp_path), "needs a language model"),
+    ):
+        with pytest.raises(jaxsae.BadInput, match=message):
+            measure("agreement", case, EvaluationConfigs(agreement=agreement.Config(pairs)))

@@ -1,99 +1,98 @@
-"""NMSE and L0 against NumPy: whole, by position, without position 0, over several batches."""
+"""NMSE, its spread and its standard error from sums around a center, compared with NumPy."""
 
 import jax
 import numpy as np
 import pytest
 
 from jaxsae.evals import reconstruction
+from jaxsae.evals.reconstruction import VIEWS
 
 CONTEXTS, POSITIONS, WIDTH = 24, 5, 8
-VIEWS = {"all": slice(None), "no_pos0": slice(1, None)}
 
 
 def example(dtype=np.float64, offset=2.0):
-    """x and xhat [b, T, d], L0 [b, T]; position 0 is far larger than the others, as in GPT-2."""
+    """x and xhat [b, T, d]; position 0 is far larger than the others, as in GPT-2."""
     random = np.random.default_rng(0)
     x = offset + random.normal(size=(CONTEXTS, POSITIONS, WIDTH))
     x[:, 0] *= 30
     xhat = x + 0.3 * random.normal(size=x.shape)
-    return x.astype(dtype), xhat.astype(dtype), random.integers(9, size=x.shape[:2])
+    return x.astype(dtype), xhat.astype(dtype)
 
 
-def total(x, xhat, l0, batches=1):
-    parts = [a.reshape(batches, -1, *a.shape[1:]) for a in (x, xhat, l0)]
-    out = {}
-    for batch in zip(*parts):
-        for name, value in jax.jit(reconstruction.sums)(*batch).items():
-            out[name] = out.get(name, 0) + np.asarray(value, np.float64)
-    return out
+@jax.jit
+def centers(x, mask):
+    return reconstruction.centers(x, mask)
 
 
-def views(sums, positions):
-    return {name: value[positions] for name, value in sums.items()}
+@jax.jit
+def squares(x, mask, center):
+    return reconstruction.squares(x, mask, center)
 
 
-def plain_nmse(x, xhat):
-    return ((x - xhat) ** 2).sum() / ((x - x.mean((0, 1))) ** 2).sum()
+def sums(x, batches=1):
+    """Squares [C, T] of each view, deviations [T, d], the centers: batches of which the last has a masked context."""
+    mask, out = np.ones(CONTEXTS // batches, bool), []
+    center = centers(x[: CONTEXTS // batches], mask)
+    for batch in np.split(x, batches):
+        out.append(jax.device_get(squares(batch, mask, center)))
+    square = {view: np.concatenate([part[0][view] for part in out]).astype(np.float64) for view in VIEWS}
+    return square, sum(np.float64(part[1]) for part in out), jax.device_get(center)
 
 
-@pytest.mark.parametrize("positions", VIEWS.values(), ids=VIEWS)
-def test_metrics_equal_numpy(x64, positions):
-    x, xhat, l0 = example()
-    have = reconstruction.metrics(views(total(x, xhat, l0), positions), mse_scale=0.7)
-    x, xhat, l0 = x[:, positions], xhat[:, positions], l0[:, positions]
-    want = {"loss": 0.7 * ((x - xhat) ** 2).mean(), "nmse": plain_nmse(x, xhat), "l0": l0.mean()}
-    assert have.keys() == want.keys()
-    for name, value in want.items():
-        np.testing.assert_allclose(have[name], value, rtol=1e-12, err_msg=name)
+def spread(x, view, batches=1):
+    """What the standard metrics make of the sums: the spread of a view, [] and by context [C]."""
+    square, deviation, center = sums(x, batches)
+    tokens = x[:, VIEWS[view]].shape[0] * x[:, VIEWS[view]].shape[1]
+    moved = deviation[VIEWS[view]].sum(0) + tokens * (np.float64(center["all"]) - center[view])
+    of_contexts = square[view][:, VIEWS[view]].sum(1)
+    return reconstruction.spread_of(of_contexts.sum(), moved, tokens), of_contexts
 
 
-def test_each_position_is_held_against_the_mean_of_all(x64):
-    x, xhat, l0 = example()
-    error, spread = (x - xhat) ** 2, (x - x.mean((0, 1))) ** 2
-    have = reconstruction.nmse_by_position(total(x, xhat, l0))
-    np.testing.assert_allclose(have, error.sum((0, 2)) / spread.sum((0, 2)), rtol=1e-12)
+def plain_spread(x):
+    return ((x - x.mean((0, 1))) ** 2).sum()
+
+
+@pytest.mark.parametrize("batches", [1, 2, 24])
+@pytest.mark.parametrize("view", VIEWS)
+def test_spreads_equal_numpy_however_the_batches_are(x64, view, batches):
+    x, _ = example()
+    np.testing.assert_allclose(spread(x, view, batches)[0], plain_spread(x[:, VIEWS[view]]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_each_position_is_compared_with_the_mean_of_all(x64, batches):
+    x, xhat = example()
+    square, deviation, _ = sums(x, batches)
+    error = ((x - xhat) ** 2).sum((0, 2))
+    by_position = ((x - x.mean((0, 1))) ** 2).sum((0, 2))
+    have = reconstruction.nmse_by_position(error, square["all"].sum(0), deviation, CONTEXTS)
+    np.testing.assert_allclose(have, error / by_position, rtol=1e-10)
     # Weighted with the spreads, they give the whole.
-    whole = reconstruction.metrics(total(x, xhat, l0), 1.0)["nmse"]
-    np.testing.assert_allclose(np.average(have, weights=spread.sum((0, 2))), whole, rtol=1e-12)
+    np.testing.assert_allclose(np.average(have, weights=by_position), error.sum() / plain_spread(x), rtol=1e-12)
 
 
-@pytest.mark.parametrize("positions", VIEWS.values(), ids=VIEWS)
-def test_predicting_the_mean_has_nmse_and_loss_one(x64, positions):
-    x, _, l0 = example()
-    mean = np.broadcast_to(x[:, positions].mean((0, 1)), x.shape)
-    scale = 1 / ((x - mean)[:, positions] ** 2).mean()
-    have = reconstruction.metrics(views(total(x, mean, l0), positions), scale)
-    np.testing.assert_allclose([have["nmse"], have["loss"]], 1, rtol=1e-12)
+def test_contexts_that_fill_up_a_batch_do_not_count(x64):
+    x, _ = example()
+    mask = np.arange(CONTEXTS) < 20
+    junk = np.where(mask[:, None, None], x, 1e6)
+    center = centers(junk, mask)
+    np.testing.assert_allclose(center["no_pos0"], x[:20, 1:].mean((0, 1)), rtol=1e-12)
+    np.testing.assert_allclose(squares(junk, mask, center)[1].sum(0), 0, atol=1e-9)
 
 
-def test_a_perfect_reconstruction_has_nmse_zero(x64):
-    x, _, l0 = example()
-    sums = total(x, x, l0)
-    assert reconstruction.metrics(sums, 1.0)["nmse"] == 0
-    assert reconstruction.nmse_by_position(sums) == [0] * POSITIONS
+@pytest.mark.parametrize("offset", [0, 10, 1000])
+def test_sums_in_float32_keep_their_digits_if_the_mean_is_far_from_zero(offset):
+    x, _ = (a[:, 1:] for a in example(np.float32, offset))
+    x = np.concatenate([x[:, :1], x], 1)
+    np.testing.assert_allclose(spread(x, "all", 3)[0], plain_spread(x.astype(np.float64)), rtol=1e-4)
 
 
-@pytest.mark.parametrize("batches", [2, 3, 24])
-def test_batches_add_up(x64, batches):
-    parts = example()
-    one, many = total(*parts), total(*parts, batches)
-    for name in one:
-        np.testing.assert_allclose(many[name], one[name], rtol=1e-12, err_msg=name)
-
-
-def test_nmse_does_not_depend_on_units_or_on_the_loss(x64):
-    x, xhat, l0 = example()
-    want = reconstruction.metrics(total(x, xhat, l0), 1.0)
-    have = reconstruction.metrics(total(-7 * x + 5, -7 * xhat + 5, l0), 3.0)
-    np.testing.assert_allclose(have["nmse"], want["nmse"], rtol=1e-12)
-    np.testing.assert_allclose(have["loss"], 3 * 49 * want["loss"], rtol=1e-12)
-
-
-@pytest.mark.parametrize("offset, tolerance", [(0, 1e-6), (10, 1e-4), (100, 1e-2)])
-def test_sums_in_float32_lose_digits_only_to_a_mean_far_from_zero(offset, tolerance):
-    # The spread is a difference of sums: digits go with the squared ratio of mean and deviation,
-    # which is below 1 for activations of unit norm.
-    x, xhat, l0 = (a[:, 1:] for a in example(np.float32, offset))
-    have = reconstruction.metrics(total(x, xhat, l0), 1.0)["nmse"]
-    want = plain_nmse(x.astype(np.float64), xhat.astype(np.float64))
-    np.testing.assert_allclose(have, want, rtol=tolerance)
+def test_the_standard_error_of_a_ratio_is_that_of_resampling():
+    random = np.random.default_rng(0)
+    b = random.gamma(20, size=400)
+    a = 0.3 * b + random.normal(size=400)
+    ratio = a.sum() / b.sum()
+    draws = [(a[i].sum() / b[i].sum()) for i in random.integers(400, size=(2000, 400))]
+    np.testing.assert_allclose(reconstruction.ratio_error(a, b, ratio), np.std(draws), rtol=0.05)
+    np.testing.assert_allclose(reconstruction.mean_error(a), a.std(ddof=1) / 20, rtol=1e-12)
+    assert reconstruction.ratio_error(a[:1], b[:1], ratio) is None and reconstruction.mean_error(a[:1]) is None

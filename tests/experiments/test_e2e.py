@@ -1,14 +1,10 @@
 """What the end-to-end experiments compute of their runs, on curves whose answers are known."""
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.append(str(Path(__file__).parents[2]))
 
 from experiments import agreement
 from experiments import e2e_pareto as pareto
@@ -16,9 +12,10 @@ from experiments.grid import keep, train_all
 from jaxsae.config import Config
 from jaxsae.data.config import DataConfig
 from jaxsae.errors import BadInput
-from jaxsae.evals.agreement import Curve
+from jaxsae.evals.topk_curve import Curve
 from jaxsae.lm.config import LMConfig
-from jaxsae.training.config import SAEConfig, TrainingConfig
+from jaxsae.sae.config import SAEConfig
+from tests import configs
 
 SHARE = {"local": 1.0, "e2e": 0.4, "e2e_downstream": 0.5}
 
@@ -92,14 +89,15 @@ def test_runs_trained_to_equal_ce_increase_are_compared_seed_by_seed():
 
 def tiny(tiny_lm, tiny_text, cache, **training):
     return Config(
-        model=LMConfig(str(tiny_lm), "blocks.0.hook_resid_post"),
+        lm=LMConfig(str(tiny_lm), "blocks.0.hook_resid_post"),
         data=DataConfig((str(tiny_text),), context=32, cache=str(cache)),
         sae=SAEConfig(32, 4),
-        training=TrainingConfig(tokens=1024, batch_size=256, mesh=(1, 1), **training),
+        training=configs.training(tokens=1024, batch_size=256, mesh=(1, 1), **training),
         eval_tokens=512,
     )
 
 
+@pytest.mark.slow
 def test_runs_of_a_grid_are_trained_once(tiny_lm, tiny_text, tmp_path):
     configs = {f"seed{seed}": tiny(tiny_lm, tiny_text, tmp_path / "cache", seed=seed) for seed in (0, 1)}
     summaries = train_all(configs, tmp_path / "runs", 2)
@@ -113,8 +111,8 @@ def test_runs_of_a_grid_are_trained_once(tiny_lm, tiny_text, tmp_path):
 
 
 def test_results_say_what_they_were_made_with(tmp_path):
-    said = json.loads(keep("some", {"value": 1}, tmp_path).read_text())
-    assert said["value"] == 1 and {"cores", "commit", "jax", "jaxsae"} <= set(said["manifest"])
+    result = json.loads(keep("some", {"value": 1}, tmp_path).read_text())
+    assert result["value"] == 1 and {"cores", "commit", "jax", "jaxsae"} <= set(result["manifest"])
 
 
 def test_latents_are_enough_where_no_more_of_them_are_too_few():

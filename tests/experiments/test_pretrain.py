@@ -39,6 +39,7 @@ def novels(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_resumes_to_the_same_bytes(script, novels, tmp_path, monkeypatch):
     def config(name, **changes):
         sizes = {"vocab_size": 300, "context": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, "batch": 8, "warmup": 2}

@@ -12,7 +12,7 @@ from jaxsae.lm.model import unembed
 
 def problem(lm, tokens=70):
     a, b = jax.random.split(jax.random.key(0))
-    original = jax.random.normal(a, (tokens, lm.config.n_embd))
+    original = jax.random.normal(a, (tokens, lm.config.d_model))
     return original, original + 0.3 * jax.random.normal(b, original.shape)
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from jaxsae import lm as lms
 from jaxsae.errors import BadInput
-from jaxsae.lm.gpt2 import flops_of_pieces
-from jaxsae.lm.hooks import KINDS, Hook, parse
-from lm import tiny
+from jaxsae.lm import architecture
+from jaxsae.lm.hooks import KINDS, Hook
+from tests.lm import tiny
 
 # Pieces compiled apart round apart; activations are of size 1.
 close = lambda a, b, msg="": np.testing.assert_allclose(a, b, atol=2e-5, rtol=0, err_msg=msg)
@@ -55,7 +55,7 @@ def test_capture_equals_prefix_and_its_logits_equal_run(lm, tokens, captured):
     close(logits, run(lm, tokens))
     assert set(seen) == set(tiny.HOOKS)
     for hook in tiny.HOOKS:
-        assert seen[hook].shape[-1] == lm.config.width(parse(hook, tiny.LAYERS))
+        assert seen[hook].shape[-1] == architecture.width(lm.config, hook)
         close(want[hook], seen[hook], hook)
 
 
@@ -264,29 +264,9 @@ def test_a_context_longer_than_the_model_is_bad_input(lm):
             use()
 
 
-def test_names_of_hook_points_parse_and_print_alike():
-    for name in tiny.HOOKS:
-        assert str(parse(name, tiny.LAYERS)) == name
-
-
-@pytest.mark.parametrize("n_layer", range(1, 49))
-def test_the_default_hook_is_at_three_quarters_of_the_depth(n_layer):
-    hook = parse(lms.default_hook(n_layer), n_layer)
-    assert hook.kind == "hook_resid_post"
-    assert abs(hook.layer + 1 - 0.75 * n_layer) < 1
-
-
 def test_advance_goes_from_one_place_to_another(lm, tokens, captured):
     streams, _ = captured
     first, *_, last = tiny.RESIDUALS
     close(jax.jit(lms.advance, static_argnums=(2, 3))(lm, streams[first], first, last), streams[last])
     with pytest.raises(BadInput, match="backwards"):
         lms.advance(lm, streams[last], last, first)
-
-
-def test_flops_are_two_for_every_weight_of_a_matrix(lm):
-    sizes = {"/".join(map(str, path)): a.size for path, a in jax.tree_util.tree_flatten_with_path(lm.params)[0]}
-    weights = sum(size for path, size in sizes.items() if "kernel" in path)
-    unembedding = lm.config.n_embd * lm.config.vocab_size
-    for hook in tiny.RESIDUALS:
-        assert sum(flops_of_pieces(lm.config, parse(hook, lm.config.n_layer))) == 2 * (weights + unembedding), hook

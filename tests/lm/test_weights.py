@@ -1,21 +1,19 @@
-"""Models and tokenizers from folders: every layout loads alike, everything broken is BadInput."""
+"""Models from folders: every layout loads alike, everything broken is BadInput."""
 
 import json
 import shutil
-from dataclasses import replace
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from tokenizers import ByteLevelBPETokenizer
 
 from jaxsae import lm as lms
 from jaxsae.errors import BadInput
-from jaxsae.lm.gpt2 import ACTIVATIONS
-from jaxsae.lm.weights import from_hf, hf_names, read_config, to_hf
-from lm import tiny
+from jaxsae.lm.gpt2 import ACTIVATIONS, from_hf, hf_names, to_hf
+from jaxsae.lm.weights import read_config
+from tests.lm import tiny
 
 equal = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
 
@@ -257,109 +255,3 @@ def test_a_folder_goes_before_a_hub_name(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny.FOLDER, "tiny")
     equal(lms.load("tiny").params, tiny.model().params)
-
-
-# Tokenizers.
-
-TEXT = "Once upon a time, there was a naïve café.\n  Zwölf Boxkämpfer 👍 <tag> don't"
-
-
-@pytest.fixture(scope="module")
-def bpe():
-    """A byte-level BPE of 280 entries: every byte has one, <|endoftext|> is entry 0."""
-    tokenizer = ByteLevelBPETokenizer()
-    special = ["<|endoftext|>"]
-    tokenizer.train_from_iterator([TEXT] * 3, 280, 1, show_progress=False, special_tokens=special)
-    return tokenizer
-
-
-def model_beside(folder, vocab_size=280):
-    """A model whose tokenizer's files are those in `folder`; its weights do not matter here."""
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(tiny.config(vocab_size=vocab_size)))
-    return replace(tiny.model(), folder=str(folder), config=read_config(folder))
-
-
-@pytest.mark.parametrize("layout", ["tokenizer.json", "vocab.json and merges.txt"])
-def test_a_tokenizer_loads_from_either_layout(tmp_path, bpe, layout):
-    if layout == "tokenizer.json":
-        bpe.save(str(tmp_path / "tokenizer.json"))
-    else:
-        bpe.save_model(str(tmp_path))
-    tokenizer = lms.load_tokenizer(model_beside(tmp_path))
-    assert tokenizer.end_of_text == bpe.token_to_id("<|endoftext|>")
-    texts = [TEXT, "", " ", TEXT[::-1]]
-    ids = tokenizer.encode(texts)
-    assert ids == [bpe.encode(text).ids for text in texts]
-    assert [tokenizer.decode(i) for i in ids] == texts
-    assert tokenizer.fingerprint() == lms.load_tokenizer(model_beside(tmp_path)).fingerprint()
-
-
-def test_another_vocabulary_has_another_fingerprint(tmp_path, bpe):
-    other = ByteLevelBPETokenizer()
-    special = ["<|endoftext|>"]
-    other.train_from_iterator(["aaaa bbbb"], 260, 1, show_progress=False, special_tokens=special)
-    prints = []
-    for name, tokenizer in (("a", bpe), ("b", other)):
-        lm = model_beside(tmp_path / name)
-        tokenizer.save(str(tmp_path / name / "tokenizer.json"))
-        prints.append(lms.load_tokenizer(lm).fingerprint())
-    assert prints[0] != prints[1]
-
-
-def test_the_real_model_has_only_vocab_and_merges(shared):
-    folder = shared("models/gpt2-tinystories-3m")
-    assert not (folder / "tokenizer.json").exists()
-    lm = replace(tiny.model(), folder=str(folder), config=read_config(folder))
-    tokenizer = lms.load_tokenizer(lm)
-    text = "Once upon a time there was a little girl named Lily.\n"
-    ids = tokenizer.encode([text])[0]
-    assert tokenizer.end_of_text == 14018 == lm.config.vocab_size - 1
-    assert tokenizer.decode(ids) == text and len(ids) < len(text) / 3
-
-
-def test_end_of_text_is_else_the_end_of_sequence_token(tmp_path):
-    tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator([TEXT], 270, 1, show_progress=False, special_tokens=["<eos>"])
-    lm = model_beside(tmp_path)
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    about = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
-    with pytest.raises(BadInput, match=r"neither <\|endoftext\|> nor an end-of-sequence"):
-        lms.load_tokenizer(lm)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about | {"eos_token": "<eos>"}))
-    assert lms.load_tokenizer(lm).end_of_text == tokenizer.token_to_id("<eos>")
-
-
-def test_a_model_without_a_folder_has_no_tokenizer():
-    with pytest.raises(BadInput, match="token ids"):
-        lms.load_tokenizer(replace(tiny.model(), folder=None))
-
-
-@pytest.mark.parametrize("files", [(), ("vocab.json",), ("merges.txt",)], ids=str)
-def test_missing_tokenizer_files_are_bad_input(tmp_path, bpe, files):
-    # transformers would make up a tokenizer of one entry from config.json alone.
-    lm = model_beside(tmp_path / "model")
-    bpe.save_model(str(tmp_path))
-    for name in files:
-        shutil.copy(tmp_path / name, tmp_path / "model")
-    with pytest.raises(BadInput, match=r"tokenizer\.json, or vocab\.json and merges\.txt"):
-        lms.load_tokenizer(lm)
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"model": {"type": "nothing"}}'])
-def test_a_broken_tokenizer_is_bad_input(tmp_path, content):
-    lm = model_beside(tmp_path)
-    (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(BadInput, match="tokenizer"):
-        lms.load_tokenizer(lm)
-
-
-def test_a_tokenizer_must_fit_the_models_vocabulary(tmp_path, bpe):
-    bpe.save(str(tmp_path / "tokenizer.json"))
-    size = bpe.get_vocab_size()
-    lms.load_tokenizer(model_beside(tmp_path, size))
-    # A model may have spare entries, as padding to a multiple of 128 makes them.
-    lms.load_tokenizer(model_beside(tmp_path, size + 100))
-    with pytest.raises(BadInput, match=rf"up to {size - 1}.*{size - 1} entries"):
-        lms.load_tokenizer(model_beside(tmp_path, size - 1))

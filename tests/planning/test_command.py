@@ -4,15 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
 from jaxsae.cli import main
-from jaxsae.config import Config
+from jaxsae.config import Config, to_json, with_fields
 from jaxsae.planning import compiler
 from jaxsae.planning.devices import topology
-from jaxsae.training.config import SAEConfig, TrainingConfig
+from jaxsae.planning.width import lm_bytes
 
 SMALL = "--sae.n 4096 --sae.k 8 --batch-size 1024".split()
 
@@ -43,21 +45,20 @@ def test_json(say):
     said = json.loads(out)
     assert status == 0
     assert said["fits"] is True
-    assert said["compiled"] is False
+    assert said["compiled"] is None
     assert said["mesh"] == [16, 1]
-    assert [said[name] for name in ("topology", "n", "d", "k", "batch_size")] == ["v5e:4x4", 131072, 768, 32, 2048]
-    assert said["bytes_total"] == sum(v for k, v in said.items() if k[:6] == "bytes_" and k[6:] not in TOTALS)
-    assert said["seconds"] > said["seconds_selection"] > 0
-
-
-TOTALS = ("total", "available")
+    assert [said[name] for name in ("topology", "activation", "n", "d", "k")] == ["v5e:4x4", "topk", 131072, 768, 32]
+    assert said["batch_size"] == 2048
+    sizes = said["bytes"]
+    assert sizes["total"] == sum(size for name, size in sizes.items() if name not in ("total", "available"))
+    assert said["seconds"]["total"] > said["seconds"]["select"] > 0
 
 
 def test_too_large_is_an_answer_not_an_error(say):
     status, out, _ = say("--topology l4:1 --d-model 4096 --sae.n 4194304 --json")
     said = json.loads(out)
     assert (status, said["fits"]) == (0, False)
-    assert said["bytes_total"] > said["bytes_available"]
+    assert said["bytes"]["total"] > said["bytes"]["available"]
 
 
 def test_width_of_the_model_and_of_files(say, tiny_lm, tmp_path):
@@ -69,9 +70,35 @@ def test_width_of_the_model_and_of_files(say, tiny_lm, tmp_path):
     of_files = width(f"--activations {tmp_path}")
     assert of_files["d"] == 24
     # Sixteen batches of activations; the model's weights only where there is a model.
-    assert of_files["bytes_data"] == 16 * 2048 * 24 * 4
-    assert of_lm["bytes_data"] > 16 * 2048 * 32 * 4
-    assert width("--d-model 32")["bytes_data"] == 16 * 2048 * 32 * 4
+    assert of_files["bytes"]["data"] == 16 * 2048 * 24 * 4
+    assert of_lm["bytes"]["data"] > 16 * 2048 * 32 * 4
+    assert width("--d-model 32")["bytes"]["data"] == 16 * 2048 * 32 * 4
+
+
+def test_bytes_of_the_model(tiny_lm):
+    from jaxsae.lm.weights import load
+
+    lm = load(str(tiny_lm))
+    real = sum(leaf.nbytes for leaf in jax.tree.leaves(lm.params))
+    assert lm_bytes(lm.config) == pytest.approx(real, rel=0.03)
+
+
+def test_preset_and_config_give_the_defaults(say, tmp_path, monkeypatch):
+    """--preset and --config say what the other flags default to, as they do for `jaxsae train`."""
+    file, shape = tmp_path / "config.json", {"sae.n": 8192, "sae.activation": "relu", "batch_size": 512}
+    file.write_text(to_json(config := with_fields(Config(), **shape)))
+    presets = SimpleNamespace(preset={"my-preset": config}.get)
+    monkeypatch.setitem(sys.modules, "jaxsae.presets", presets)
+    for source in (f"--config {file}", "--preset my-preset"):
+        said = json.loads(say(f"--topology l4:1 --d-model 64 --json {source}")[1])
+        assert [said[name] for name in ("activation", "n", "batch_size")] == ["relu", 8192, 512]
+        said = json.loads(say(f"--topology l4:1 --d-model 64 --json {source} --sae.n 4096")[1])
+        assert [said[name] for name in ("activation", "n", "batch_size")] == ["relu", 4096, 512]
+
+
+def test_matryoshka_prefixes_follow_the_largest_n(say):
+    status, out, _ = say("--topology l4:1 --d-model 768 --sae.n 1024 --sae.prefixes 512 1024 --find-largest-n --json")
+    assert (status, json.loads(out)["n"] > 2**16) == (0, True)
 
 
 def test_largest_n(say):
@@ -88,11 +115,12 @@ def test_largest_n(say):
     [
         ("--d-model 64", "--topology is not given, and this machine has no accelerator"),
         ("--topology v9:2x2 --d-model 64", "allowed are v4, v5e"),
-        ("--topology v5e:2x2 --d-model 0", "--d-model is 0"),
-        ("--topology v5e:2x2 --mesh 8 1", "--mesh 8 1 asks for 8 devices: v5e:2x2 has 4"),
+        ("--topology v5e:2x2 --no-compile --d-model 0", "--d-model is 0"),
+        ("--topology v5e:2x2 --no-compile --mesh 8 1", "--mesh 8 1 asks for 8 devices: v5e:2x2 has 4"),
         ("--topology v5e:2x2 --lm ./missing", "--lm ./missing: there is no such folder"),
         ("--topology v5e:2x2 --hook blocks.99.hook_resid_post", "outside the model"),
-        ("--topology l4:1 --d-model 4096 --batch-size 1048576 --chunk 64 --find-largest-n", "not even 128 latents"),
+        ("--topology l4:1 --d-model 64 --objective e2e", "--objective e2e cannot be planned"),
+        ("--topology l4:1 --d-model 4096 --batch-size 1048576 --buffer-batches 64 --find-largest-n", "not even 128"),
     ],
 )
 def test_bad_input(say, flags, said):
@@ -108,6 +136,7 @@ def test_imports_stay_light():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_compiled_for_a_tpu():
     """The real step for four chips of v5e, from a process whose JAX has never seen one."""
@@ -117,27 +146,26 @@ def test_compiled_for_a_tpu():
         command, capture_output=True, text=True, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
     )
     said = json.loads(done.stdout)
-    assert said["compiled"] is True
+    compiled = said["compiled"]
     assert said["fits"] is True
     assert "compiling for v5e:2x2, n 4,096" in done.stderr
     # Each device: 2048 latents of width 128 as parameters, two moments and EMA, and 512 tokens.
     state = 4 * (2 * 2048 * 128 + 2048 + 128) * 4
-    arguments = said["compiled_bytes"]["arguments"]
+    arguments = compiled["bytes"]["arguments"]
     assert state + 4 * 512 * 128 < arguments < 1.02 * (state + 4 * 512 * 128) + 2**16
-    assert said["bytes_total"] > arguments
-    moved = {(c["kind"], c["axis"]): c["bytes"] for c in said["compiled_collectives"]}
+    assert said["bytes"]["total"] > arguments
+    moved = {(c["kind"], c["axis"]): c["bytes"] for c in compiled["collectives"]}
     assert moved["all-gather", "latent"] == 4 * 512 * 8 * 2
     assert moved["all-reduce", "data"] >= 4 * 2 * 2048 * 128
     assert moved["all-reduce", "latent"] >= 4 * 512 * 128
-    assert said["compiled_places"]
+    assert compiled["places"]
 
 
 @needs_libtpu
 def test_refused_by_the_tpu_compiler():
     """What does not fit is known to the compiler, and how much it would take is said."""
-    config = Config(
-        sae=SAEConfig(n=2**22, k=8, select_memory=100.0), training=TrainingConfig(batch_size=2**16, auxk_coef=0)
-    )
+    sizes = {"sae.n": 2**22, "sae.k": 8, "sae.select_memory": 100.0, "batch_size": 2**16, "auxk_coef": 0.0}
+    config = with_fields(Config(), **sizes)
     said = compiler.compiled(config, 256, topology("v5e:2x2"), (1, 4))
     assert said["bytes"]["needed"] > topology("v5e:2x2").device.memory
 

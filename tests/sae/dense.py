@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsae.mesh import shardings
+from jaxsae.distributed.mesh import shardings
 from jaxsae.sae.layout import LATENTS, TOKENS
-from jaxsae.sae.struct import SAE, partition_specs
+from jaxsae.sae.types import SAE, partition_specs
 
 
 def top_mask(z, k):

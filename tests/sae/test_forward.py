@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsae.sae.forward import decode, dense, encode
+from jaxsae.sae.encode import decode, dense, encode
 from jaxsae.sae.normalise import denormalise, normalise
-from jaxsae.sae.struct import SAE, Spec
-from sae import dense as reference
+from jaxsae.sae.types import SAE, Spec
+from tests.sae import dense as reference
 
 
 def test_openai_released_code(shared):

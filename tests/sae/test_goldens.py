@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsae.mesh import make_mesh
 from jaxsae.sae.normalise import normalise
-from jaxsae.sae.struct import SAE
-from jaxsae.training.config import TrainingConfig
-from jaxsae.training.gradient import Coefficients, make_gradient
-from sae import dense
-from sae.test_activations import compare, config, load, run
+from jaxsae.sae.types import SAE
+from tests import configs
+from tests.programs import local_gradient
+from tests.sae import dense
+from tests.sae.test_activation_functions import compare, config, load, run
 
 SAELENS = ("W_enc", "b_enc", "W_dec", "b_dec")
 SPARSIFY = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
@@ -34,15 +33,12 @@ def token_by_token(g, names, config, pairs, coefficients, extra=()):
     `pairs` are (x [B, d], y [B, d]), `coefficients` three [B] arrays.
     """
     sae = SAE(*arrays(g, names), config.spec(), {name: jnp.asarray(value) for name, value in extra})
-    mesh = make_mesh(1, 1)
-    sae, pairs, dead = dense.placed(mesh, sae, pairs, jnp.zeros(sae.n, bool))
-    gradient = make_gradient(config, TrainingConfig(batch_size=1), K_AUX)
-    one = jax.jit(lambda sae, pair, weigh: gradient(sae, pair, dead, Coefficients(*weigh))[:2])
-    with jax.set_mesh(mesh):
-        alone = [
-            jax.device_get(one(sae, tuple(a[b : b + 1] for a in pairs), [c[b] for c in coefficients]))
-            for b in range(len(pairs[0]))
-        ]
+    dead, training = jnp.zeros(sae.n, bool), configs.training(batch_size=1)
+    one = lambda pair, weights: local_gradient((1, 1), config, training, K_AUX, sae, pair, dead, weights)[:2]
+    alone = [
+        jax.device_get(one(tuple(jnp.asarray(a[b : b + 1]) for a in pairs), [c[b] for c in coefficients]))
+        for b in range(len(pairs[0]))
+    ]
     grads, metrics = jax.tree.map(lambda *parts: np.mean(parts, 0), *alone)
     return grads, metrics
 
@@ -189,7 +185,7 @@ def test_relu_of_openai(x64, shared):
     compare(grads, g, OPENAI)
 
 
-def test_topk_of_openai_behind_layer_norm(x64, shared):
+def test_topk_of_openai_after_layer_norm(x64, shared):
     g = load(shared, "openai_topk_nmse")
     raw = g["x"]
     x, mean, scale = normalise(jnp.asarray(raw), "ln_std")

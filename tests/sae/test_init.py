@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsae.mesh import make_mesh
+from jaxsae.distributed.mesh import make_mesh
+from jaxsae.sae.activation_functions.options import NoFlags
+from jaxsae.sae.calibrate import reconstruct_replicated
 from jaxsae.sae.init import directions, geometric_median, initialise, mse_scale
-from jaxsae.sae.sharded import reconstruct_copies
-from jaxsae.sae.struct import Spec
-from sae import dense
+from jaxsae.sae.types import Spec
+from tests.sae import dense
 
 
 def reconstruct(sae, x):
@@ -27,13 +28,13 @@ def test_norm_before_scaling_is_the_published_one(n, k, norm):
         seen.append(jnp.linalg.norm(reconstruct(sae, x) - sae.b_dec, axis=1).mean() / 3**0.5)
         return reconstruct(sae, x)
 
-    initialise(jax.random.key(0), Spec("topk", k, "none", "unit_norm", True), n, jnp.zeros(768), spy)
+    initialise(jax.random.key(0), Spec("topk", k, "none", "unit_norm", True), n, jnp.zeros(768), NoFlags(), spy)
     assert float(seen[0]) == pytest.approx(norm, rel=0.03)
 
 
 def test_encoder_is_parallel_and_norms_match():
     b_dec = jnp.linspace(-1, 1, 64)
-    sae = initialise(jax.random.key(0), Spec("topk", 16, "none", "unit_norm", True), 512, b_dec, reconstruct)
+    sae = initialise(jax.random.key(0), Spec("topk", 16, "none", "unit_norm", True), 512, b_dec, NoFlags(), reconstruct)
     np.testing.assert_allclose(jnp.linalg.norm(sae.W_dec, axis=1), 1, rtol=1e-5)
     cosine = (sae.W_enc * sae.W_dec).sum(1) / jnp.linalg.norm(sae.W_enc, axis=1)
     np.testing.assert_allclose(cosine, 1, rtol=1e-5)
@@ -48,7 +49,7 @@ def test_the_same_on_every_mesh():
         with jax.set_mesh(make_mesh(*mesh)):
             spec = Spec("topk", 4, "none", "unit_norm", True)
             run = partial(initialise, jax.random.key(0), spec, 64, sharding=jax.P("latent", None))
-            return jax.device_get(jax.jit(lambda b: run(b, reconstruct_copies))(jnp.ones(16)))
+            return jax.device_get(jax.jit(lambda b: run(b, NoFlags(), reconstruct_replicated))(jnp.ones(16)))
 
     a, b = make((1, 1)), make((2, 4))
     jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, rtol=1e-6), a, b)

@@ -27,14 +27,14 @@ def test_products_equal_numpy(problem):
         sparse.decode(ours["W"], ours["v"], ours["i"], k), np.einsum("bk,bkd->bd", v, W[i]), atol=1e-14
     )
     np.testing.assert_allclose(
-        sparse.pick(ours["W"], ours["i"], ours["g"], k), np.einsum("bkd,bd->bk", W[i], g), atol=1e-14
+        sparse.gather_dot(ours["W"], ours["i"], ours["g"], k), np.einsum("bkd,bd->bk", W[i], g), atol=1e-14
     )
     want = np.zeros_like(W)
     np.add.at(want, i, v[..., None] * g[:, None])
-    np.testing.assert_allclose(sparse.spread(*(ours[a] for a in "Wvig"), k), want, atol=1e-14)
+    np.testing.assert_allclose(sparse.scatter_outer(*(ours[a] for a in "Wvig"), k), want, atol=1e-14)
     counts = np.zeros(n)
     np.add.at(counts, i, v)
-    np.testing.assert_allclose(sparse.tally(problem["b"], ours["v"], ours["i"]), counts, atol=1e-14)
+    np.testing.assert_allclose(sparse.scatter_add(problem["b"], ours["v"], ours["i"]), counts, atol=1e-14)
 
 
 PLAIN = {
@@ -62,13 +62,13 @@ def test_gradients_equal_ad(problem, name):
         np.testing.assert_allclose(a, b, atol=1e-13)
 
 
-def test_slots_behind_the_last_in_use_are_left_alone(problem):
+def test_slots_after_the_last_in_use_are_left_alone(problem):
     W, v, g, i = (problem[a] for a in "Wvgi")
     cut = jnp.where(jnp.arange(k) < 2, v, 0)
     np.testing.assert_allclose(sparse.decode(W, v, i, 2), sparse.decode(W, cut, i, k), atol=1e-14)
-    np.testing.assert_allclose(sparse.spread(W, v, i, g, 2), sparse.spread(W, cut, i, g, k), atol=1e-14)
-    picked = sparse.pick(W, i, g, 2)
-    np.testing.assert_allclose(picked[:, :2], sparse.pick(W, i, g, k)[:, :2], atol=1e-14)
+    np.testing.assert_allclose(sparse.scatter_outer(W, v, i, g, 2), sparse.scatter_outer(W, cut, i, g, k), atol=1e-14)
+    picked = sparse.gather_dot(W, i, g, 2)
+    np.testing.assert_allclose(picked[:, :2], sparse.gather_dot(W, i, g, k)[:, :2], atol=1e-14)
     assert (picked[:, 2:] == 0).all()
 
 

@@ -7,9 +7,9 @@ import pytest
 
 import jaxsae
 from jaxsae.errors import BadInput
-from jaxsae.sae.struct import Spec
 from jaxsae.sae.swap import with_threshold, with_topk
-from sae import dense
+from jaxsae.sae.types import Spec
+from tests.sae import dense
 
 n, d = 64, 12
 

@@ -9,19 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsae.distributed.mesh import make_mesh
 from jaxsae.errors import BadInput
-from jaxsae.mesh import make_mesh
+from jaxsae.sae.config import SAEConfig
 from jaxsae.training.checkpoint import Checkpoints
-from jaxsae.training.config import SAEConfig, TrainingConfig
-from jaxsae.training.start import abstract_state, first_state
+from jaxsae.training.program import make_program
+from tests import configs
 
-SAE_CONFIG, TRAINING = SAEConfig(64, 4), TrainingConfig(tokens=4096, batch_size=32)
 d = 16
+PROGRAM = make_program(SAEConfig(64, 4), configs.training(tokens=4096, batch_size=32), d)
 
 
 def state_on(mesh):
     batches = SimpleNamespace(sample=lambda rows: jax.random.normal(jax.random.key(3), (128, d)))
-    return first_state(batches, mesh, SAE_CONFIG, TRAINING)
+    return PROGRAM.first_state(batches, mesh)
 
 
 def at_step(state, step):
@@ -57,7 +58,7 @@ def folder(written, tmp_path):
 def restored(folder, mesh=(2, 4)):
     mesh = make_mesh(*mesh)
     with Checkpoints(folder, 2) as checkpoints:
-        return checkpoints.restore(abstract_state(d, mesh, SAE_CONFIG, TRAINING))
+        return checkpoints.restore(PROGRAM.abstract_state(mesh))
 
 
 @pytest.mark.parametrize("mesh", [(2, 4), (8, 1), (1, 8), (1, 1)], ids=str)
@@ -69,17 +70,17 @@ def test_bit_equal_on_any_mesh(written, folder, mesh):
 
 
 def test_without_the_optimizer(written, folder):
-    """It is not even looked at; what is read is checked all the same."""
+    """It is not even read; what is read is checked all the same."""
     shutil.rmtree(folder / "3" / "optimizer")
     mesh = make_mesh(1, 8)
-    like = replace(abstract_state(d, mesh, SAE_CONFIG, TRAINING), opt=None)
+    like = replace(PROGRAM.abstract_state(mesh), opt=None)
     with Checkpoints(folder, 2) as checkpoints:
         state = checkpoints.restore(like)
         assert int(state.step) == 3
         whole = restored(folder.parent / "checkpoints")
         assert int(whole.step) == 2, "with the optimizer, that checkpoint is damaged"
     with Checkpoints(shutil.copytree(written[0], folder.parent / "whole"), 2) as checkpoints:
-        whole = replace(checkpoints.restore(abstract_state(d, mesh, SAE_CONFIG, TRAINING)), opt=None)
+        whole = replace(checkpoints.restore(PROGRAM.abstract_state(mesh)), opt=None)
     for a, b in zip(values(state), values(whole), strict=True):
         np.testing.assert_array_equal(a, b)
 

@@ -5,28 +5,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsae.mesh import make_mesh
-from jaxsae.sae.forward import reconstruct, slots_of, values
+from jaxsae.sae.config import SAEConfig
+from jaxsae.sae.decoder import unit_rows
+from jaxsae.sae.forward import preacts_of, reconstruct, values_of
 from jaxsae.sae.init import geometric_median
 from jaxsae.sae.select import support
-from jaxsae.sae.struct import SAE, Spec
-from jaxsae.training.config import SAEConfig, TrainingConfig
-from jaxsae.training.gradient import Coefficients, make_gradient
-from jaxsae.training.optimizer import project_decoder_gradient, unit_rows
-from sae import dense
+from jaxsae.sae.types import SAE, Spec
+from jaxsae.training.config import TrainingConfig
+from jaxsae.training.optimizer import project_decoder_gradient
+from tests.programs import local_gradient
 
 K = 5
 
 
 def gradients(sae, x, dead, mse_scale, auxk_coef, k_aux):
-    gradient = make_gradient(SAEConfig(sae.n, K, normalise="none"), TrainingConfig(), k_aux)
-    mesh = make_mesh(1, 1)
-    sae, x, dead = dense.placed(mesh, sae, x, dead)
-    with jax.set_mesh(mesh):
-        weigh = Coefficients(mse_scale, auxk_coef, 0)
-        grads, metrics, *_ = jax.jit(lambda p: gradient(p, (x, x), dead, weigh))(sae)
-        metrics = {k: float(v) for k, v in metrics.items()}
-        return metrics["loss"], metrics, jax.device_get(grads)
+    config, weights = SAEConfig(sae.n, K, normalise="none"), (mse_scale, auxk_coef, 0)
+    grads, metrics, *_ = local_gradient((1, 1), config, TrainingConfig(), k_aux, sae, (x,), dead, weights)
+    metrics = {k: float(v) for k, v in metrics.items()}
+    return metrics["loss"], metrics, jax.device_get(grads)
 
 
 @pytest.mark.parametrize("case", ["few_dead", "many_dead"])
@@ -41,7 +37,7 @@ def test_openai(x64, shared, case):
     np.testing.assert_allclose(coef * metrics["auxk"], g["loss/auxk"], rtol=1e-12)
     np.testing.assert_allclose(total, g["loss/total"], rtol=1e-12)
     chosen = support(sae, x)
-    recon = reconstruct(sae, values(sae, slots_of(sae, x, chosen), chosen), chosen)
+    recon = reconstruct(sae, values_of(sae, preacts_of(sae, x, chosen), chosen), chosen)
     np.testing.assert_allclose(recon, g["recon"], atol=1e-12)
     np.testing.assert_allclose(grads.W_enc, g["grad/encoder.weight"], atol=1e-12)
     np.testing.assert_allclose(grads.b_enc, g["grad/latent_bias"], atol=1e-12)

@@ -7,17 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import MESHES
-from jaxsae.mesh import make_mesh, shardings
+from jaxsae.distributed.mesh import make_mesh, shardings
 from jaxsae.sae import auxk, select
+from jaxsae.sae.config import SAEConfig
 from jaxsae.sae.layout import TOKENS
-from jaxsae.sae.struct import Spec
-from jaxsae.training.config import SAEConfig, TrainingConfig
-from jaxsae.training.gradient import Coefficients, make_gradient
-from jaxsae.training.optimizer import make_optimizer
-from jaxsae.training.start import abstract_state
-from jaxsae.training.step import hyper, make_step
-from sae import dense
+from jaxsae.sae.types import Spec
+from jaxsae.training.program import make_program
+from tests import configs
+from tests.conftest import MESHES
+from tests.programs import local_gradient
+from tests.sae import dense
 
 B, d, n, k, k_aux = 32, 12, 64, 5, 8
 SPEC = Spec("topk", k, "none", "unit_norm", True)
@@ -30,19 +29,11 @@ def problem(dead_share, dtype=jnp.float64):
     return sae, x, dead
 
 
-def compiled_gradient(mesh, sae, x, dead, memory=1.0, **training):
-    config = SAEConfig(n, k, normalise="none", select_memory=memory)
-    gradient = make_gradient(config, TrainingConfig(batch_size=B, **training), k_aux)
-    with jax.set_mesh(mesh):
-        args = dense.placed(mesh, sae, x, dead)
-        return jax.jit(lambda p, x, dead: gradient(p, (x, x), dead, Coefficients(0.7, 1 / 32, 0))).lower(
-            *args
-        ).compile(), args
-
-
-def check(run, args, sae, x, dead):
+def check(mesh, sae, x, dead, memory=1.0, **training):
     """Loss, gradient and counts are those of the dense reference."""
-    grads, metrics, fired, _ = run(*args)
+    config = SAEConfig(n, k, normalise="none", select_memory=memory)
+    training = configs.training(batch_size=B, **training)
+    grads, metrics, fired, _ = local_gradient(mesh, config, training, k_aux, sae, (x,), dead, (0.7, 1 / 32, 0))
     want, want_grads = jax.value_and_grad(dense.loss)(sae, x, dead, 0.7, 1 / 32, k_aux)
     z = dense.code(sae, x)
     error = dense.reconstruct(sae, z) - x
@@ -53,34 +44,31 @@ def check(run, args, sae, x, dead):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), grads, want_grads)
 
 
-@pytest.mark.parametrize("dead_share", [0.0, 0.08, 0.9, 1.0])
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_loss_and_gradients_equal_dense(x64, mesh, dead_share):
-    sae, x, dead = problem(dead_share)
-    check(*compiled_gradient(make_mesh(*mesh), sae, x, dead), sae, x, dead)
+def test_loss_and_gradients_equal_dense(x64, mesh):
+    for dead_share in (0.0, 0.08, 0.9, 1.0):
+        check(mesh, *problem(dead_share))
 
 
 def test_one_shard_may_own_all_the_dead(x64):
     sae, x, _ = problem(0.0)
-    dead = jnp.arange(n) < n // 8
-    check(*compiled_gradient(make_mesh(1, 8), sae, x, dead), sae, x, dead)
+    check((1, 8), sae, x, jnp.arange(n) < n // 8)
 
 
-@pytest.mark.parametrize("dead_share", [0.0, 0.9])
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 4), (1, 8)], ids=str)
-def test_blocks_of_latents_do_not_show(x64, monkeypatch, mesh, dead_share):
-    sae, x, dead = problem(dead_share)
+def test_blocks_of_latents_do_not_show(x64, monkeypatch, mesh):
     monkeypatch.setattr(select, "TILE", 3)
     monkeypatch.setattr(auxk, "ROWS", 4)
-    check(*compiled_gradient(make_mesh(*mesh), sae, x, dead, memory=1e-9), sae, x, dead)
+    for dead_share in (0.0, 0.9):
+        # So little memory that a block is one tile; no other test has this configuration.
+        check(mesh, *problem(dead_share), memory=1e-9)
 
 
-@pytest.mark.parametrize("dead_share", [0.0, 0.3])
-@pytest.mark.parametrize("pieces", [2, 4])
+@pytest.mark.parametrize("micro_batches", [2, 4])
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 4), (8, 1)], ids=str)
-def test_micro_batches_do_not_show(x64, mesh, pieces, dead_share):
-    sae, x, dead = problem(dead_share)
-    check(*compiled_gradient(make_mesh(*mesh), sae, x, dead, micro_batches=pieces), sae, x, dead)
+def test_micro_batches_do_not_show(x64, mesh, micro_batches):
+    for dead_share in (0.0, 0.3):
+        check(mesh, *problem(dead_share), micro_batches=micro_batches)
 
 
 def collectives(text):
@@ -98,13 +86,11 @@ def test_compiled_step_moves_and_sorts_only_what_the_design_allows(mesh):
     # Sizes that no other dimension shares, so that a shape in the HLO names what it is.
     tokens, width, latents, k, k_aux = 48, 20, 1024, 6, 10
     data, shards = mesh
-    sae, training = SAEConfig(latents, k), TrainingConfig(tokens=100 * tokens, batch_size=tokens)
-    step = make_step(sae, training, make_optimizer(sae.decoder), k_aux)
-    grid = make_mesh(*mesh)
+    training = configs.training(tokens=100 * tokens, batch_size=tokens, k_aux=k_aux)
+    program, grid = make_program(SAEConfig(latents, k), training, width), make_mesh(*mesh)
     x = jax.ShapeDtypeStruct((tokens, width), jnp.float32, sharding=shardings(grid, TOKENS))
     with jax.set_mesh(grid):
-        state = abstract_state(width, grid, sae, training)
-        text = jax.jit(step, donate_argnums=0).lower(state, x, hyper(sae, training)).compile().as_text()
+        text = program.step.lower(program.abstract_state(grid), (x,), program.hyper).compile().as_text()
     assert '"TopK"' in text
     # `sort` over a row of all (or a shard's) latents would be a top-k that XLA did not recognise.
     widths = {latents, latents // shards}
@@ -129,12 +115,11 @@ def test_beyond_two_gradients_memory_does_not_grow_with_the_latents(mesh, auxk_c
     grid, temporary = make_mesh(*mesh), []
     for latents in (16384, 65536):
         sae = SAEConfig(latents, k, select_memory=4e-9 * tokens * block)
-        training = TrainingConfig(tokens=100 * tokens, batch_size=tokens, auxk_coef=auxk_coef)
-        step = make_step(sae, training, make_optimizer(sae.decoder), k_aux)
+        training = configs.training(tokens=100 * tokens, batch_size=tokens, auxk_coef=auxk_coef, k_aux=k_aux)
+        program = make_program(sae, training, width)
         x = jax.ShapeDtypeStruct((tokens, width), jnp.float32, sharding=shardings(grid, TOKENS))
         with jax.set_mesh(grid):
-            state = abstract_state(width, grid, sae, training)
-            compiled = jax.jit(step, donate_argnums=0).lower(state, x, hyper(sae, training)).compile()
+            compiled = program.step.lower(program.abstract_state(grid), (x,), program.hyper).compile()
         gradients = 2 * 4 * latents // mesh[1] * width
         temporary.append(compiled.memory_analysis().temp_size_in_bytes - gradients)
     # A few numbers for each latent (its bias, its row's norms, whether it is dead), but no third [n, d].

@@ -7,19 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsae.mesh import make_mesh, shardings
+from jaxsae.config import with_fields
+from jaxsae.distributed.mesh import make_mesh, shardings
+from jaxsae.sae.config import SAEConfig
 from jaxsae.sae.layout import LATENTS, TOKENS
-from jaxsae.sae.struct import Spec, partition_specs
-from jaxsae.training.config import SAEConfig, TrainingConfig
-from jaxsae.training.optimizer import ema_weights, make_optimizer
-from jaxsae.training.step import TrainState, hyper, make_step
-from sae import dense
+from jaxsae.sae.types import Spec, partition_specs
+from jaxsae.training.export import ema_weights
+from jaxsae.training.optimizer import make_optimizer
+from jaxsae.training.program import make_program
+from jaxsae.training.step import TrainState
+from tests import configs
+from tests.sae import dense
 
 B, d, n, k, k_aux, steps = 16, 8, 32, 3, 4, 6
 SPEC = Spec("topk", k, "unit_norm", "unit_norm", True)
 SAE_CONFIG = SAEConfig(n, k)
 # A latent dies after two idle steps, so AuxK comes on in the middle.
-TRAINING = TrainingConfig(tokens=B * steps, batch_size=B, lr=0.01, dead_after=2 * B, ema=0.9)
+TRAINING = configs.training(tokens=B * steps, batch_size=B, lr=0.01, dead_after=2 * B, ema=0.9, k_aux=k_aux)
 
 
 def data():
@@ -28,8 +32,7 @@ def data():
 
 def run_steps(mesh, training=TRAINING, upto=steps):
     sae = dense.random_sae(jax.random.key(0), n, d, SPEC, jnp.float64)
-    optimizer = make_optimizer("unit_norm")
-    step = jax.jit(make_step(SAE_CONFIG, training, optimizer, k_aux))
+    program, optimizer = make_program(SAE_CONFIG, training, d), make_optimizer(SAE_CONFIG, training)
     mesh = make_mesh(*mesh)
     put = lambda tree, specs: jax.device_put(tree, shardings(mesh, specs))
     history = []
@@ -47,7 +50,7 @@ def run_steps(mesh, training=TRAINING, upto=steps):
             jnp.zeros((), jnp.int32),
         )
         for x in data()[:upto]:
-            state, metrics = step(state, put(x, TOKENS), hyper(SAE_CONFIG, training))
+            state, metrics = program.step(state, (put(x, TOKENS),), program.hyper)
             history.append({name: float(v) for name, v in metrics.items()})
     return state, history
 
@@ -64,7 +67,7 @@ def reference():
         x = x - x.mean(1, keepdims=True)
         x = x / np.linalg.norm(x, axis=1, keepdims=True)
         now = replace(sae, **{a: jnp.asarray(p[a]) for a in names})
-        dead = idle >= TRAINING.dead_after
+        dead = idle >= TRAINING.dead.dead_after
         loss, grads = jax.value_and_grad(dense.loss)(now, jnp.asarray(x), jnp.asarray(dead), 0.7, 1 / 32, k_aux)
         fired = np.asarray(dense.code(now, jnp.asarray(x)) > 0).any(0)
         g = {a: np.asarray(getattr(grads, a)) for a in names}
@@ -112,13 +115,15 @@ def test_ema_after_one_step_is_the_weights(x64):
 
 
 def test_auxk_off_is_never_on(x64):
-    _, history = run_steps((1, 1), replace(TRAINING, auxk_coef=0.0))
+    _, history = run_steps((1, 1), with_fields(TRAINING, auxk_coef=0.0))
     assert all(h["auxk"] == 0 for h in history)
 
 
 def test_defaults_follow_the_paper():
-    training = TrainingConfig(tokens=100_000_000)
+    training = configs.training(tokens=100_000_000)
     assert training.learning_rate(2**14) == pytest.approx(2e-4)
     assert training.learning_rate(2**16) == pytest.approx(1e-4)
-    assert training.dead_window() == 10_000_000 and TrainingConfig(tokens=1_000_000).dead_window() == 200_000
-    assert training.ema_decay() == 0.999 and TrainingConfig(tokens=2048 * 100).ema_decay() == pytest.approx(0.9)
+    assert configs.training(tokens=10**6).learning_rate(2**14) == pytest.approx(6e-4)
+    assert configs.training(tokens=2_500_000).learning_rate(2**14) == pytest.approx(4e-4)
+    assert training.dead_window() == 10_000_000 and configs.training(tokens=1_000_000).dead_window() == 200_000
+    assert training.ema_decay() == 0.999 and configs.training(tokens=2048 * 100).ema_decay() == pytest.approx(0.9)

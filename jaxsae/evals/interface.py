@@ -1,0 +1,32 @@
+"""What an evaluation is to the rest of the package."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxsae.evals.subject import Subject
+
+
+@dataclass(frozen=True)
+class NoFlags:
+    """An evaluation without flags of its own."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One entry of the registry.
+
+    run(subject, config)    -> {metric: number}, nested if that is natural; `config` is a `Config`, and the subject's
+                            mesh is set
+    protocol                how the numbers are measured, in words
+    check(subject, config)  raises BadInput if they cannot be measured there
+    figure(result, path)    draws what `run` returned
+    """
+
+    run: Callable[[Subject, Any], dict]
+    protocol: str
+    Config: type = NoFlags
+    needs_lm: bool = False
+    check: Callable[[Subject, Any], None] = lambda subject, config: None
+    figure: Callable[[dict, Path], None] | None = None

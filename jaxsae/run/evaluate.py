@@ -1,0 +1,211 @@
+"""Evaluations of a run's checkpoint, or of a saved autoencoder, on held-out data."""
+
+import dataclasses
+from functools import cache, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from jaxsae import evals, interop
+from jaxsae.config import Config
+from jaxsae.distributed import processes
+from jaxsae.distributed.mesh import make_mesh
+from jaxsae.errors import BadInput
+from jaxsae.evals.subject import Subject
+from jaxsae.lm import architecture, default_hook, load_tokenizer
+from jaxsae.lm.weights import find_folder, read_config
+from jaxsae.run import folder as folders
+from jaxsae.run.eval_config import EvalConfig
+from jaxsae.run.folder import EVAL, SUMMARY
+from jaxsae.run.inputs import EVAL_SEED, RunInputs, open_inputs
+from jaxsae.run.saved import config_of, export_of, restore
+from jaxsae.sae.types import SAE
+from jaxsae.scaling import flops
+from jaxsae.training.export import finished
+from jaxsae.training.step import TrainState
+
+# Two evaluations that agree in these measure the same thing, and their results go into one file.
+SAME_EVALUATION = ("step", "eval_text", "eval_split", "eval_tokens")
+
+
+def evaluate(
+    folder: Path, on: EvalConfig, names: tuple[str, ...] = ("standard",), flags=None, out: Path | None = None
+) -> dict:
+    """Evaluate a run's checkpoint, or an exported autoencoder; writes eval.json into `out` (default: `folder`).
+
+    `names` are evaluations or "all", those that can be computed; `flags` an `evals.EvaluationConfigs`. The standard
+    metrics are flat, every other evaluation is one object under its name. With several processes, all of them call this
+    and the primary one writes. What eval.json says of the same weights on the same tokens stays in it. Raises BadInput
+    for what cannot be evaluated.
+    """
+    asked = evals.chosen(names)
+    out = folder if out is None else out
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"--out {out} is a file: give --out a folder")
+    subject = open_subject(folder, on)
+    if "all" in names:
+        asked = tuple(name for name in asked if _can(name, subject, flags))
+    for name in asked:
+        evals.check(name, subject, flags)
+    results = measure(subject, asked, flags)
+
+    def write():
+        out.mkdir(parents=True, exist_ok=True)
+        before = folders.read(out / EVAL)
+        same = all(before.get(fact) == results[fact] for fact in SAME_EVALUATION)
+        folders.write(out / EVAL, before | results if same else results)
+        for name in asked:
+            if draw := evals.EVALUATIONS[name].figure:
+                draw(results[name], out / f"{name}.png")
+
+    processes.on_primary(write)
+    return results
+
+
+def measure(subject: Subject, names: tuple[str, ...] = ("standard",), flags=None) -> dict:
+    """What eval.json says of evaluations: the standard metrics flat, the others one object each."""
+    results = {name: value for name, value in subject.facts.items() if name != "mse_scale"}
+    for name in names:
+        result = evals.measure(name, subject, flags)
+        if name == "standard":
+            results |= result
+        else:
+            protocol = " ".join(evals.EVALUATIONS[name].protocol.split())
+            results[name] = {"tokens": subject.rows, **result, "protocol": protocol}
+    return results
+
+
+def _can(name: str, subject: Subject, flags) -> bool:
+    try:
+        evals.check(name, subject, flags)
+    except BadInput as reason:
+        if not subject.quiet:
+            print(f"jaxsae: {name} is left out: {reason}")
+        return False
+    return True
+
+
+def open_subject(folder: Path, on: EvalConfig, split: str | None = None) -> Subject:
+    """The autoencoder of a run or an exported folder on a mesh, with the data that `on` says.
+
+    `split` is "train", "held_out" or "all" (default: what `on` says).
+    """
+    split = split or on.split_read
+    is_run = (folder / "checkpoints").is_dir()
+    if on.step is not None and not is_run:
+        raise BadInput(f"--step is of a run, and {folder} has no checkpoints: leave it out")
+    trained = config_of(folder)
+    config = on.data_of(trained)
+    choose = lambda d: evaluation_mesh(on.mesh, config.sae.n, d)
+    inputs = processes.on_all(partial(open_inputs, config.lm, config.data, choose))
+    if is_run:
+        state = restore(folder, config, inputs.mesh, on.step)
+        sae = export_of(state, config)
+        subject = subject_of(config, inputs, state, sae, on.tokens, trained, split)
+        facts = subject.facts | {"tokens_per_second": folders.read(folder / SUMMARY).get("tokens_per_second")}
+    else:
+        about, sae = interop.describe(folder), interop.load(folder, inputs.mesh)
+        facts = _facts(trained, inputs, about["steps"])
+        facts |= {"dead_fraction": about["dead_fraction"], "mse_scale": about["mse_scale"]}
+        subject = _subject(config, inputs, sae, None, on.tokens, facts, split)
+        facts = subject.facts
+    if sae.d != inputs.width:
+        raise BadInput(f"{folder} is for activations of width {sae.d}, and here they have {inputs.width}")
+    return dataclasses.replace(subject, facts=facts)
+
+
+def evaluation_mesh(shape: tuple[int, int] | None, n: int, d: int) -> jax.sharding.Mesh:
+    """`shape` if given, else all devices on `data`, or as many on `latent` as the weights need. BadInput if the latents
+    do not divide.
+    """
+    if shape is None:
+        memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+        count = jax.device_count()
+        # Encoder and decoder, of the exported weights and of those without EMA; the rest is for activations and logits.
+        weights = 2 * 2 * 4 * n * d
+        latents = [m for m in range(1, count + 1) if count % m == 0 and n % m == 0]
+        roomy = [m for m in latents if not memory or weights / m <= memory / 2]
+        m = min(roomy, default=max(latents))
+        shape = (count // m, m)
+    mesh = make_mesh(*shape)
+    if n % shape[1]:
+        raise BadInput(f"--mesh {shape[0]} {shape[1]}: the {n} latents do not divide over {shape[1]} devices")
+    return mesh
+
+
+def measure_state(config: Config, inputs: RunInputs, state: TrainState, sae: SAE, tokens: int) -> dict:
+    """What summary.json says: the standard metrics of the exported `sae` and of the weights without EMA, on held-out
+    data, one number each.
+    """
+    metrics = measure(subject_of(config, inputs, state, sae, tokens))
+    return {name: value for name, value in metrics.items() if not isinstance(value, list) or name == "eval_text"}
+
+
+def subject_of(
+    config: Config,
+    inputs: RunInputs,
+    state: TrainState,
+    sae: SAE,
+    tokens: int,
+    trained: Config | None = None,
+    split: str = "held_out",
+) -> Subject:
+    """A trained state, and `sae`, its export, with the data of `inputs`, which `config` describes.
+
+    `trained` is the configuration of its run, if that read other data.
+    """
+    with jax.set_mesh(inputs.mesh):
+        raw = None if state.ema is None else jax.jit(finished)(state.params)
+        dead = jax.jit(lambda idle: jnp.mean(idle >= config.training.dead_window()))(state.idle)
+    facts = _facts(trained or config, inputs, int(state.step))
+    facts |= {"dead_fraction": float(dead), "mse_scale": float(state.mse_scale)}
+    return _subject(config, inputs, sae, raw, tokens, facts, split)
+
+
+def _subject(
+    config: Config, inputs: RunInputs, sae: SAE, raw: SAE | None, tokens: int, facts: dict, split: str
+) -> Subject:
+    source = inputs.source(split, EVAL_SEED)
+    subject = Subject(
+        sae,
+        source,
+        inputs.mesh,
+        tokens,
+        raw,
+        inputs.lm,
+        inputs.hook,
+        config.sae.selection(),
+        tokenizer=inputs.lm and cache(partial(load_tokenizer, inputs.lm)),
+        quiet=not processes.is_primary(),
+    )
+    eval_text = list(config.data.text) if inputs.lm else config.data.activations
+    facts |= {"eval_tokens": subject.rows, "eval_text": eval_text, "eval_split": split}
+    return dataclasses.replace(subject, facts=facts)
+
+
+def _facts(config: Config, inputs: RunInputs, step: int) -> dict:
+    """What is known of the training of an autoencoder after `step` steps, with the configuration `config`."""
+    training, n, d = config.training, config.sae.n, inputs.width
+    trained, passes = step * training.batch.batch_size, training.type.lm_passes
+    lm = _lm_flops(config) if any(passes) else (0, 0)
+    total = None
+    if lm is not None:
+        ema = training.ema_decay() > 0
+        per_token = flops.training(config.sae, d, training.batch.batch_size, ema, lm_passes=passes, lm=lm)
+        total = trained * sum(per_token.values())
+    return {
+        "step": step,
+        "tokens": trained,
+        "flops": total,
+        "flops_dense": trained * flops.dense(n, d),
+    }
+
+
+def _lm_flops(config: Config) -> tuple[float, float] | None:
+    """Of the language model that training ran, which need not be the one at hand; None if it is not there any more."""
+    try:
+        lm = read_config(find_folder(config.lm.lm))
+    except BadInput:
+        return None
+    return architecture.flops(lm, config.lm.hook or default_hook(lm.n_layer))

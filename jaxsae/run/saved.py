@@ -1,0 +1,121 @@
+"""What a run has saved so far: its newest checkpoint, as an autoencoder."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from jaxsae import compatibility, interop
+from jaxsae import config as configs
+from jaxsae.config import Config
+from jaxsae.distributed.mesh import make_mesh
+from jaxsae.errors import BadInput
+from jaxsae.interop import native
+from jaxsae.lm import default_hook
+from jaxsae.lm.weights import find_folder, read_config
+from jaxsae.run import folder as folders
+from jaxsae.run.folder import CONFIG, MANIFEST, SUMMARY
+from jaxsae.run.record import about
+from jaxsae.sae.types import SAE, Spec
+from jaxsae.training.checkpoint import Checkpoints
+from jaxsae.training.export import exported
+from jaxsae.training.init_state import abstract_state
+from jaxsae.training.step import TrainState
+
+
+def load(path: str | Path, mesh: jax.sharding.Mesh | None = None) -> SAE:
+    """The autoencoder in a run, in an exported folder, or in a file; of a run that was stopped, its newest checkpoint.
+
+        sae = jaxsae.load("runs/demo")      # arrays W_enc [n, d], b_enc [n], W_dec [n, d], b_dec [d], extra
+
+    On `mesh` if one is given: then each process reads only what its devices hold. Raises BadInput if there is none, or
+    if it does not say what its arrays mean.
+    """
+    folder = Path(path)
+    if not _is_unfinished(folder):
+        return interop.load(path, mesh)
+    config = configs.from_json(folder / CONFIG)
+    sae = export_of(restore(folder, config, mesh or make_mesh(1, 1)), config)
+    return sae if mesh is not None else jax.tree.map(jnp.asarray, jax.device_get(sae))
+
+
+def describe(path: str | Path) -> dict:
+    """What is known about a saved autoencoder: its spec, hook, model and training facts, as saved, nothing guessed.
+
+    jaxsae.describe("runs/demo")["hook"]    # "blocks.3.hook_resid_post"
+    """
+    folder = Path(path)
+    if not _is_unfinished(folder):
+        return interop.describe(path)
+    config = configs.from_json(folder / CONFIG)
+    state = restore(folder, config, make_mesh(1, 1))
+    facts = about_of(folder, config, state) | {"spec": dataclasses.asdict(config.sae.spec())}
+    # As if it had been saved and read again.
+    return json.loads(json.dumps(facts))
+
+
+def facts_of(path: str | Path) -> tuple[Spec, int, int]:
+    """(its mathematics, n, d) of what `load` reads, of which no numbers are read."""
+    folder = Path(path)
+    if not _is_unfinished(folder):
+        sae = interop.read(path)[0]
+        return sae.spec, *sae.W_enc.shape
+    config = configs.from_json(folder / CONFIG)
+    with Checkpoints(folder / "checkpoints", config.log.keep_checkpoints, tidy=False) as checkpoints:
+        return config.sae.spec(), config.sae.n, checkpoints.width()
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Whether training has not come to its end: sae/ may then be there, exported on the way, and older."""
+    finished = (folder / SUMMARY).is_file() and (folder / "sae" / native.WEIGHTS).is_file()
+    return (folder / "checkpoints").is_dir() and not finished
+
+
+def restore(folder: Path, config: Config, mesh: jax.sharding.Mesh, step: int | None = None) -> TrainState:
+    """The state of a run's checkpoint of `step` (default: the newest), without its optimizer.
+
+    The run may be training: nothing in its folder is touched. Raises BadInput if there is no such checkpoint.
+    """
+    with Checkpoints(folder / "checkpoints", config.log.keep_checkpoints, tidy=False) as checkpoints:
+        if not checkpoints.steps():
+            raise BadInput(f"{folder} has no checkpoint yet: train it first")
+        like = abstract_state(config.sae, config.training, checkpoints.width(), mesh)
+        return checkpoints.restore(dataclasses.replace(like, opt=None), step)
+
+
+def config_of(folder: str | Path) -> Config:
+    """The configuration that a run, or an exported autoencoder, was trained with. Raises BadInput if it says none."""
+    folder = Path(folder)
+    if (folder / "checkpoints").is_dir():
+        return configs.from_json(folder / CONFIG)
+    about, source = interop.describe(folder), f"the autoencoder in {folder}"
+    if "config" in about:
+        return configs.from_dict(about["config"], source)
+    document = compatibility.config_of_about_1(about, about["spec"], source)
+    return configs.from_dict({"format": configs.FORMAT, **document}, source)
+
+
+def export_of(state: TrainState, config: Config) -> SAE:
+    """The finished autoencoder of a state, on its mesh."""
+    with jax.set_mesh(state.idle.sharding.mesh):
+        return exported(state, config.training.ema_decay())
+
+
+def about_of(folder: Path, config: Config, state: TrainState) -> dict:
+    """What an export of a run's `state` says of itself."""
+    manifest, done = folders.read(folder / MANIFEST), int(state.step)
+    with jax.set_mesh(state.idle.sharding.mesh):
+        dead = float(jnp.mean(state.idle >= config.training.dead_window()))
+    facts = {"width": state.params.d, "data_fingerprint": manifest.get("data_fingerprint")}
+    # Version 0.1 did not note the hook point.
+    facts["hook"] = manifest["hook"] if "hook" in manifest else _hook(config)
+    summary = {"step": done, "tokens": done * config.training.batch.batch_size, "dead_fraction": dead}
+    return about(config, facts, float(state.mse_scale), summary)
+
+
+def _hook(config: Config) -> str | None:
+    if config.lm.hook is not None or config.data.activations is not None:
+        return config.lm.hook
+    return default_hook(read_config(find_folder(config.lm.lm)).n_layer)

@@ -1,0 +1,99 @@
+"""One count of FLOPs, for the summary of a run, for plans and for benchmarks. n latents, d width, s slots of a code.
+
+Counted are products, 2 FLOPs for each multiplication and addition, and the optimizer. Left out are comparisons (top-k,
+thresholds), what costs O(d) or O(s) a token (normalisation, losses, activation functions; O(n) of a dense family),
+attention's products of positions in the language model, and the second forward pass that AuxK and finetune_kl take
+under micro-batches.
+
+    parts = training(config.sae, d, batch_size=2048)
+    sum(parts.values())  # FLOPs per token
+"""
+
+from jaxsae.sae import activation_functions
+from jaxsae.sae.auxk import KEPT, ROWS
+from jaxsae.sae.config import SAEConfig
+from jaxsae.sae.decoder import KINDS
+
+
+def dense(n: int, d: int) -> int:
+    """FLOPs per token of the dense-equivalent autoencoder: encoder, decoder and their gradients, six products."""
+    return 12 * n * d
+
+
+def autoencoder(sae: SAEConfig, d: int, n: int | None = None, slots: float | None = None) -> dict[str, float]:
+    """FLOPs per token of one training step, forward and backward, by part.
+
+    select    pre-activations of all latents
+    decode    every view's reconstruction, and the values if the selection knows them only roughly
+    gradient  of weights and values
+
+    `n` and `slots` are those of one shard of the latents; default: all of them. Slots are the most that a token may
+    need, which is more than it uses if their number depends on the data (batch_topk).
+    """
+    family, views = activation_functions.get(sae.activation), n_views(sae)
+    n = sae.n if n is None else n
+    s = n if family.dense else n_slots(sae) if slots is None else slots
+    gate = family.gate_values is not None  # one more reconstruction, which sends no gradient to W_dec
+    return {
+        "select": 2 * n * d,
+        "decode": (views + gate + recomputes(sae)) * 2 * s * d,
+        # To W_enc once; from each view to W_dec and to the values.
+        "gradient": (1 + 2 * views + gate) * 2 * s * d,
+    }
+
+
+def n_views(sae: SAEConfig) -> int:
+    """How many reconstructions training compares: those of the activation function, at every Matryoshka prefix."""
+    return len(activation_functions.get(sae.activation).weights) * max(1, len(sae.prefixes))
+
+
+def n_slots(sae: SAEConfig) -> int:
+    """Slots that a token may need in training; n for a dense family."""
+    return activation_functions.get(sae.activation).slots(sae.n, sae.k, True)
+
+
+def recomputes(sae: SAEConfig) -> bool:
+    """Whether pre-activations are computed again after the selection, which was not in float32."""
+    return sae.select_precision != "float32" and not activation_functions.get(sae.activation).dense
+
+
+def auxk(n: int, d: int, dead: float, kept: int = KEPT) -> float:
+    """FLOPs per token of AuxK on one shard of n latents, of which the share `dead` is dead.
+
+    Dead latents fill blocks of ROWS. Pre-activations, reconstruction and three products of the gradient; beyond the
+    first `kept` blocks the pre-activations are computed three times more: for the threshold, and in both directions.
+    """
+    rows = min(ROWS, n)
+    blocks = -(-dead * n // rows)
+    return (5 * blocks + 3 * max(0, blocks - kept)) * 2 * rows * d
+
+
+def optimizer(sae: SAEConfig, d: int, ema: bool = True, n: int | None = None) -> int:
+    """FLOPs per step of the update of n latents: Adam 14 and the gradient's norm 2 for each weight, the average of the
+    weights 3, and 11 for each weight of a decoder whose rows are kept at norm 1.
+    """
+    n = sae.n if n is None else n
+    return n * ((16 + 3 * ema) * (2 * d + 1) + 11 * d * KINDS[sae.decoder].constrained)
+
+
+def training(
+    sae: SAEConfig,
+    d: int,
+    batch_size: int,
+    ema: bool = True,
+    dead: float = 0.0,
+    lm_passes: tuple[int, int] = (0, 0),
+    lm: tuple[int, int] = (0, 0),
+) -> dict[str, float]:
+    """FLOPs per token of training, by part; their sum is the `flops` of a summary, divided by the tokens.
+
+    `dead` is the mean share of dead latents that AuxK revives; 0 if AuxK is off. `lm_passes` are the objective's
+    (prefix, suffix) passes of the language model, `lm` what one of each costs (`lm.architecture.flops`). The prefix
+    that makes the activations of an objective that reads rows is not in it: it costs `lm[0]` per token, but only if the
+    activations do not come from files, and it is the same whatever is trained on them.
+    """
+    return autoencoder(sae, d) | {
+        "auxk": auxk(sae.n, d, dead),
+        "optimizer": optimizer(sae, d, ema) / batch_size,
+        "lm": sum(count * flops for count, flops in zip(lm_passes, lm)),
+    }

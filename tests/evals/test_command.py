@@ -1,0 +1,133 @@
+"""`jaxsae eval` of a run and of its export: what it reads, what it writes, and what is no reason to refuse."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from jaxsae import config as configs
+from jaxsae.cli import main
+from jaxsae.config import Config
+from jaxsae.errors import BadInput
+from jaxsae.run.eval_config import EvalConfig
+from jaxsae.run.evaluate import evaluation_mesh
+
+POSITIONS = 16
+
+
+@pytest.fixture(scope="module")
+def run(tiny_lm, tiny_text, tmp_path_factory):
+    """A run of a few steps with everything that an export must remember: documents, precision, another context."""
+    folder, cache = tmp_path_factory.mktemp("runs") / "run", tmp_path_factory.mktemp("cache")
+    flags = f"--lm {tiny_lm} --text {tiny_text} --documents 25 --lm-precision bfloat16 --cache {cache} --ema 0.5"
+    flags += f" --context {POSITIONS} --sae.n 64 --sae.k 4 --batch-size 256 --tokens 1024 --buffer-batches 2"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXSAE_CACHE", str(cache))
+        assert main(["train", "--run", str(folder), "--mesh", "1", "1", "--eval-tokens", "320", *flags.split()]) == 0
+        yield folder
+
+
+def evaluated(folder, tmp_path, *flags):
+    """What eval.json says."""
+    assert main(["eval", str(folder), "--tokens", "320", "--out", str(tmp_path), *flags]) == 0
+    return json.loads((tmp_path / "eval.json").read_text())
+
+
+def numbers(metrics):
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+
+
+def test_a_run_measures_what_its_summary_says(run, tmp_path, capsys):
+    have, summary = evaluated(run, tmp_path, "--mesh", "1", "1"), json.loads((run / "summary.json").read_text())
+    assert numbers(summary).items() <= numbers(have).items() and have["eval_text"] == summary["eval_text"]
+    assert have["eval_tokens"] == 320 and have["eval_split"] == "held_out"
+    assert all(have[name] > 0 for name in ("nmse_se", "delta_ce_se", "kl_se", "fvu", "raw_no_pos0_fvu"))
+    assert len(have["nmse_by_position"]) == len(have["raw_nmse_by_position"]) == POSITIONS
+    assert "ce_recovered" in capsys.readouterr().out
+
+
+def test_an_export_reads_the_documents_and_the_precision_of_its_run(run, tmp_path):
+    """Wherever it lies. Of all documents, or in float32, the numbers would be others."""
+    export = shutil.copytree(run / "sae", tmp_path / "export")
+    have, want = evaluated(export, tmp_path, "--mesh", "1", "1"), json.loads((run / "summary.json").read_text())
+    assert {"nmse", "kl", "ce_original", "fvu", "dead_fraction", "flops", "step"} <= numbers(have).keys()
+    assert numbers(have) == pytest.approx({name: want[name] for name in numbers(have)}, rel=1e-6)
+    other = evaluated(export, tmp_path, "--mesh", "1", "1", "--documents", "40")
+    assert other["ce_original"] != pytest.approx(want["ce_original"], rel=1e-6)
+    assert not any(name.startswith("raw_") for name in have)
+
+
+def test_no_limit_of_training_refuses_an_evaluation(run, tiny_text, tmp_path):
+    """Less text than one training batch of 256 tokens, all of it, and meshes over which that batch does not divide."""
+    text = tmp_path / "short.txt"
+    text.write_text("\n<|endoftext|>\n".join(tiny_text.read_text().split("\n<|endoftext|>\n")[0][:90] for _ in "ab"))
+    have = [evaluated(run, tmp_path, "--text", str(text), "--mesh", *mesh) for mesh in (("1", "1"), ("3", "2"))]
+    assert 0 < have[0]["eval_tokens"] < 256 and have[0]["eval_split"] == "all"
+    assert have[0]["eval_text"] == [str(text)]
+    # bfloat16 products of other shapes round elsewhere.
+    assert numbers(have[0]) == pytest.approx(numbers(have[1]), rel=1e-2, abs=1e-3)
+    held_out = evaluated(run, tmp_path, "--text", str(text), "--mesh", "1", "1", "--split", "held_out")
+    assert held_out["eval_tokens"] < have[0]["eval_tokens"]
+
+
+def test_every_evaluation_that_can_be_computed(run, tmp_path, capsys):
+    have = evaluated(run, tmp_path, "--metrics", "all", "--later-layers.batch", "5")
+    assert {"standard", "agreement"}.isdisjoint(have) and have["nmse"] > 0
+    for name in ("later_layers", "geometry"):
+        assert have[name]["tokens"] == 320 and len(have[name]["protocol"]) > 80
+    assert list(have["later_layers"])[1:-1] == ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+    assert "agreement is left out: --metrics agreement needs --agreement.pairs" in capsys.readouterr().out
+    assert (tmp_path / "geometry.png").exists()
+    alone = evaluated(run, tmp_path / "alone", "--metrics", "geometry")
+    assert "nmse" not in alone and alone["geometry"] == have["geometry"]
+    # What was measured on the same tokens stays in the file; what was measured on others does not.
+    assert evaluated(run, tmp_path, "--metrics", "geometry") == have
+    assert "nmse" not in evaluated(run, tmp_path, "--metrics", "geometry", "--tokens", "64")
+
+
+def test_a_checkpoint_by_step(run, tmp_path, capsys):
+    assert evaluated(run, tmp_path, "--step", "4", "--mesh", "1", "1")["step"] == 4
+    for folder, flags, message in (
+        (run, ["--step", "3"], "3"),
+        (run / "sae", ["--step", "3"], "--step is of a run"),
+        (run, ["--metrics", "agreement"], "needs --agreement.pairs FOLDER"),
+        (run, ["--mesh", "1", "7"], "do not divide over 7 devices"),
+    ):
+        assert main(["eval", str(folder), *flags]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_activations_from_files_instead(run, tmp_path):
+    rows = np.random.default_rng(0).normal(size=(64 * 20, 32)).astype("f")
+    (tmp_path / "rows").mkdir()
+    np.save(tmp_path / "rows" / "0.npy", rows)
+    have = evaluated(run, tmp_path, "--activations", str(tmp_path / "rows"), "--mesh", "2", "1")
+    assert have["kl"] is None and have["eval_split"] == "all" and have["eval_tokens"] == 320
+    assert have["eval_text"] == str(tmp_path / "rows")
+
+
+def test_other_data_in_place_of_those_of_the_run():
+    text = configs.with_fields(Config(), documents=7)
+    assert EvalConfig().data_of(text) == text
+    assert EvalConfig(text=("a",)).data_of(text).data.documents is None
+    assert EvalConfig(text=("a",), documents=3, context=32).data_of(text).data.documents == 3
+    files = configs.with_fields(Config(), activations="rows")
+    with pytest.raises(BadInput, match="trained on activations from files"):
+        EvalConfig(text=("a",), lm="gpt2").data_of(files)
+    known = replace(files, lm=replace(files.lm, hook="blocks.1.hook_resid_post"))
+    assert EvalConfig(text=("a",), lm="gpt2").data_of(known).data.activations is None
+    for flags in ({"tokens": 0}, {"documents": 0}, {"activations": "rows", "text": ("a",)}):
+        with pytest.raises(BadInput):
+            EvalConfig(**flags)
+
+
+def test_all_devices_are_on_data_unless_the_weights_need_more_memory(monkeypatch):
+    shape = lambda n, d: tuple(evaluation_mesh(None, n, d).shape.values())
+    assert shape(64, 32) == (8, 1)
+    monkeypatch.setattr(type(jax.local_devices()[0]), "memory_stats", lambda self: {"bytes_limit": 64 * 32 * 16})
+    assert shape(64, 32) == (4, 2)
+    assert shape(65, 32) == (8, 1)
+    assert shape(2048, 32) == (1, 8)
