@@ -22,8 +22,8 @@ from jaxsae.config import Config, from_json, with_fields, without_effect, writte
 from jaxsae.distributed import processes
 from jaxsae.distributed.processes import DistributedConfig
 from jaxsae.errors import BadInput, Interrupted
+from jaxsae.flags import FLAT
 from jaxsae.run.eval_config import EvalConfig
-from jaxsae.sae.config import FLAT
 
 Debug = Annotated[bool, tyro.conf.arg(help="Show tracebacks.")]
 

@@ -11,8 +11,9 @@ from jaxsae import compatibility
 from jaxsae.data.config import DataConfig
 from jaxsae.distributed.processes import DistributedConfig
 from jaxsae.errors import BadInput
+from jaxsae.flags import FLAT
 from jaxsae.lm.config import LMConfig
-from jaxsae.sae.config import FLAT, SAEConfig
+from jaxsae.sae.config import SAEConfig
 from jaxsae.training import objectives
 from jaxsae.training.config import TrainingConfig, check_micro_batches
 from jaxsae.training.logs import LogConfig
@@ -80,7 +81,7 @@ def with_fields(config, **values):
         value = getattr(config, f.name)
         if f.name in left and not dataclasses.is_dataclass(value):
             changes[f.name] = left.pop(f.name)
-            _check_value(typing.get_type_hints(type(config))[f.name], changes[f.name], f.name, "a configuration")
+            _check_value(hints[f.name], changes[f.name], f.name, "a configuration")
         elif dataclasses.is_dataclass(value):
             prefix = "" if _is_flat(hints[f.name]) else f"{f.name}."
             inner = {

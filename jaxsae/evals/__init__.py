@@ -6,14 +6,13 @@ geometry      which latents are alive, and how near their directions are to one 
 agreement     subject-verb agreement through the autoencoder
 """
 
-from dataclasses import field, make_dataclass
-
 import jax
 
 from jaxsae.errors import BadInput
 from jaxsae.evals import agreement, geometry, later_layers, standard
-from jaxsae.evals.interface import Evaluation, NoFlags
+from jaxsae.evals.interface import Evaluation
 from jaxsae.evals.subject import Subject
+from jaxsae.flags import NoFlags, groups
 
 EVALUATIONS: dict[str, Evaluation] = {
     "standard": standard.EVALUATION,
@@ -22,18 +21,7 @@ EVALUATIONS: dict[str, Evaluation] = {
     "agreement": agreement.EVALUATION,
 }
 
-# One field, and so one group of flags, for each evaluation that has flags.
-EvaluationConfigs = make_dataclass(
-    "EvaluationConfigs",
-    [
-        (name, evaluation.Config, field(default_factory=evaluation.Config))
-        for name, evaluation in EVALUATIONS.items()
-        if evaluation.Config is not NoFlags
-    ],
-    frozen=True,
-)
-# Else pickle, which processes need, looks for it in `types`.
-EvaluationConfigs.__module__ = __name__
+EvaluationConfigs = groups("EvaluationConfigs", EVALUATIONS, __name__)
 
 
 def chosen(names: tuple[str, ...]) -> tuple[str, ...]:

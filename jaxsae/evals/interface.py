@@ -6,11 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxsae.evals.subject import Subject
-
-
-@dataclass(frozen=True)
-class NoFlags:
-    """An evaluation without flags of its own."""
+from jaxsae.flags import NoFlags
 
 
 @dataclass(frozen=True)

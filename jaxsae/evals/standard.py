@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsae.evals import downstream, reconstruction
-from jaxsae.evals.interface import Evaluation, NoFlags
+from jaxsae.evals.interface import Evaluation
 from jaxsae.evals.latents import in_chunks, reconstruct_normalised
 from jaxsae.evals.reconstruction import VIEWS
 from jaxsae.evals.subject import Subject, by_tokens
+from jaxsae.flags import NoFlags
 from jaxsae.lm.parallel import on_contexts
 from jaxsae.sae.layout import REPLICATED
 from jaxsae.sae.normalise import denormalise, normalise

@@ -25,8 +25,8 @@ from jaxsae.scaling import flops
 from jaxsae.training.export import finished
 from jaxsae.training.step import TrainState
 
-# Two evaluations that agree in these measure the same thing, and their results go into one file.
-SAME_EVALUATION = ("step", "eval_text", "eval_split", "eval_tokens")
+# Two evaluations of one folder that agree in these measure the same thing, and their results go into one file.
+SAME_EVALUATION = ("step", "data_fingerprint", "eval_split", "eval_tokens")
 
 
 def evaluate(
@@ -48,11 +48,12 @@ def evaluate(
         asked = tuple(name for name in asked if _can(name, subject, flags))
     for name in asked:
         evals.check(name, subject, flags)
-    results = measure(subject, asked, flags)
+    results = {"data_fingerprint": subject.source.fingerprint, **measure(subject, asked, flags)}
 
     def write():
         out.mkdir(parents=True, exist_ok=True)
-        before = folders.read(out / EVAL)
+        # Another folder may hold the results of another autoencoder.
+        before = folders.read(out / EVAL) if out == folder else {}
         same = all(before.get(fact) == results[fact] for fact in SAME_EVALUATION)
         folders.write(out / EVAL, before | results if same else results)
         for name in asked:

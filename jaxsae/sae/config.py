@@ -4,19 +4,16 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-import tyro
-
 from jaxsae.errors import BadInput
+from jaxsae.flags import FLAT, NoFlags
 from jaxsae.precision import Precision
 from jaxsae.sae import activation_functions
-from jaxsae.sae.activation_functions.options import NoFlags, Options, Penalty, SparsityConfig
+from jaxsae.sae.activation_functions.options import Options, Penalty, SparsityConfig
 from jaxsae.sae.decoder import Decoder
 from jaxsae.sae.init import Init
 from jaxsae.sae.normalise import Normalise
 from jaxsae.sae.select import Selection
 from jaxsae.sae.types import Spec
-
-FLAT = tyro.conf.arg(name="")
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-import tyro
-
 from jaxsae.errors import BadInput
+from jaxsae.flags import FLAT
 from jaxsae.sae import activation_functions
 from jaxsae.sae.auxk import default_k_aux
 from jaxsae.sae.config import SAEConfig
 from jaxsae.training import objectives
 from jaxsae.training.objectives import ObjectiveConfigs, ObjectiveType
-
-# The fields of such a group become flags without the group's name in front.
-FLAT = tyro.conf.arg(name="")
 
 
 def _at_least(group, least, *names):

@@ -41,6 +41,7 @@ class TrainState:
 
 
 def hyper(sae: SAEConfig, training: TrainingConfig) -> Hyper:
+    """The numbers of a configuration that a step takes as arguments."""
     return Hyper(
         training.learning_rate(sae.n),
         training.auxk_weight(sae.activation),

@@ -83,9 +83,18 @@ def test_every_evaluation_that_can_be_computed(run, tmp_path, capsys):
     assert (tmp_path / "geometry.png").exists()
     alone = evaluated(run, tmp_path / "alone", "--metrics", "geometry")
     assert "nmse" not in alone and alone["geometry"] == have["geometry"]
-    # What was measured on the same tokens stays in the file; what was measured on others does not.
-    assert evaluated(run, tmp_path, "--metrics", "geometry") == have
-    assert "nmse" not in evaluated(run, tmp_path, "--metrics", "geometry", "--tokens", "64")
+
+
+def test_results_of_the_same_tokens_come_into_one_file(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    first = evaluated(folder, folder)
+    both = evaluated(folder, folder, "--metrics", "geometry")
+    assert both == first | {"geometry": both["geometry"]}
+    # The same number of other tokens.
+    assert "nmse" not in evaluated(folder, folder, "--metrics", "geometry", "--context", "8")
+    # Another folder may hold those of another autoencoder.
+    evaluated(run, tmp_path)
+    assert "nmse" not in evaluated(run, tmp_path, "--metrics", "geometry")
 
 
 def test_a_checkpoint_by_step(run, tmp_path, capsys):

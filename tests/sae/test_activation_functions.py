@@ -10,12 +10,13 @@ from jax.sharding import NamedSharding
 import jaxsae
 from jaxsae.distributed.mesh import make_mesh
 from jaxsae.errors import BadInput
+from jaxsae.flags import NoFlags
 from jaxsae.interop.native import save
 from jaxsae.sae import activation_functions
 from jaxsae.sae.activation_functions import REGISTRY, batch_topk
 from jaxsae.sae.activation_functions.interface import Preacts
 from jaxsae.sae.activation_functions.jumprelu import active, jump
-from jaxsae.sae.activation_functions.options import NoFlags, Options, SparsityConfig
+from jaxsae.sae.activation_functions.options import Options, SparsityConfig
 from jaxsae.sae.activation_functions.penalties import LP
 from jaxsae.sae.activation_functions.prolu import prolu_relu, prolu_ste
 from jaxsae.sae.init import directions, orthogonal, torch_linear_init

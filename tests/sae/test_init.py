@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxsae.distributed.mesh import make_mesh
-from jaxsae.sae.activation_functions.options import NoFlags
+from jaxsae.flags import NoFlags
 from jaxsae.sae.calibrate import reconstruct_replicated
 from jaxsae.sae.init import directions, geometric_median, initialise, mse_scale
 from jaxsae.sae.types import Spec

@@ -1,11 +1,10 @@
 """Activation functions by name. Adding one is one file beside this one and one line here; `--sae.activation NAME`."""
 
-from dataclasses import field, make_dataclass
-
 from jaxsae.errors import BadInput
+from jaxsae.flags import groups
 from jaxsae.sae.activation_functions import batch_topk, gated, jumprelu, multi_topk, prolu, relu, topk
 from jaxsae.sae.activation_functions.interface import ActivationFunction
-from jaxsae.sae.activation_functions.options import NoFlags, Options
+from jaxsae.sae.activation_functions.options import Options
 
 REGISTRY: dict[str, ActivationFunction] = {
     "topk": topk.TYPE,
@@ -18,18 +17,7 @@ REGISTRY: dict[str, ActivationFunction] = {
     "relu": relu.TYPE,
 }
 
-# One field, and so one group of flags, for each family that has flags.
-FamilyConfigs = make_dataclass(
-    "FamilyConfigs",
-    [
-        (name, family.Config, field(default_factory=family.Config))
-        for name, family in REGISTRY.items()
-        if family.Config is not NoFlags
-    ],
-    frozen=True,
-)
-# Else pickle, which processes need, looks for it in `types`.
-FamilyConfigs.__module__ = __name__
+FamilyConfigs = groups("FamilyConfigs", REGISTRY, __name__)
 
 
 def get(name: str) -> ActivationFunction:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxsae.sae.activation_functions.options import NoFlags, Penalty
+from jaxsae.flags import NoFlags
+from jaxsae.sae.activation_functions.options import Penalty
 from jaxsae.sae.all_latents import AllLatents
 from jaxsae.sae.layout import Layout
 

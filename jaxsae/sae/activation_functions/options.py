@@ -1,8 +1,10 @@
 """What an activation function is trained with; none of it changes a value of a trained autoencoder."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from jaxsae.flags import NoFlags
 
 
 @dataclass(frozen=True)
@@ -21,16 +23,11 @@ class SparsityConfig:
 
 
 @dataclass(frozen=True)
-class NoFlags:
-    """An activation function without flags of its own."""
-
-
-@dataclass(frozen=True)
 class Options:
     """The configuration that the functions of a family see in training."""
 
     sparsity: SparsityConfig = SparsityConfig()
-    own: Any = NoFlags()  # an instance of the family's Config
+    own: Any = field(default_factory=NoFlags)  # an instance of the family's Config
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@ e2e_downstream  that, and squared errors of the residual stream at later hook po
 finetune_kl     KL and squared error in equal parts, to finish a locally trained autoencoder
 """
 
-from dataclasses import field, make_dataclass
-
 from jaxsae.errors import BadInput
+from jaxsae.flags import groups
 from jaxsae.training.objectives import e2e, e2e_downstream, finetune_kl, local
 from jaxsae.training.objectives.interface import Batch, Objective, squared_error
-from jaxsae.training.objectives.type import Context, NoFlags, ObjectiveType
+from jaxsae.training.objectives.type import Context, ObjectiveType
 
 REGISTRY: dict[str, ObjectiveType] = {
     "local": local.TYPE,
@@ -20,21 +19,11 @@ REGISTRY: dict[str, ObjectiveType] = {
     "finetune_kl": finetune_kl.TYPE,
 }
 
-# One field, and so one group of flags, for each objective that has flags.
-ObjectiveConfigs = make_dataclass(
-    "ObjectiveConfigs",
-    [
-        (name, kind.Config, field(default_factory=kind.Config))
-        for name, kind in REGISTRY.items()
-        if kind.Config is not NoFlags
-    ],
-    frozen=True,
-)
-# Else pickle, which processes need, looks for it in `types`.
-ObjectiveConfigs.__module__ = __name__
+ObjectiveConfigs = groups("ObjectiveConfigs", REGISTRY, __name__)
 
 
 def get(name: str) -> ObjectiveType:
+    """The objective called `name`. Raises BadInput if there is none."""
     if name not in REGISTRY:
         raise BadInput(f"unknown objective {name!r}: allowed are {', '.join(REGISTRY)}")
     return REGISTRY[name]

@@ -4,10 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-
-@dataclass(frozen=True)
-class NoFlags:
-    """An objective without flags of its own."""
+from jaxsae.flags import NoFlags
 
 
 @dataclass(frozen=True)
