@@ -18,6 +18,7 @@ from jaxsae.evals.topk_curve import KS, topk_curve
 from jaxsae.lm.tokenizer import END_OF_TEXT
 from jaxsae.sae.types import SAE, Spec
 from tests.evals.subjects import on_text, placed
+from tests.marks import slow
 from tests.sae import dense
 
 HOOK = "blocks.1.hook_resid_pre"
@@ -183,7 +184,7 @@ def by_whole_passes(plain, sae, ks):
 
 @pytest.mark.parametrize(
     "activation, normalise, at_once, mesh",
-    [("relu", "none", 4096, (1, 1)), ("topk", "unit_norm", 1, (4, 2)), ("relu", "ln_std", 200, (1, 1))],
+    [slow("relu", "none", 4096, (1, 1)), ("topk", "unit_norm", 1, (4, 2)), ("relu", "ln_std", 200, (1, 1))],
 )
 def test_the_curve_equals_whole_passes(example, activation, normalise, at_once, mesh):
     lm, tokenizer, rows = example

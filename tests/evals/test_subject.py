@@ -12,6 +12,7 @@ from jaxsae.evals import standard
 from jaxsae.evals.subject import Subject, contexts
 from tests.evals.subjects import Files, on_text, random_sae, two_layers
 from tests.lm import tiny
+from tests.marks import slow
 
 X = np.arange(6 * 5 * 2.0).reshape(6, 5, 2)
 
@@ -53,7 +54,7 @@ def test_a_device_reads_only_its_contexts():
     np.testing.assert_array_equal(batch.host, X[[1, 2, 3, 4, 5, 5, 5, 5]])
 
 
-@pytest.mark.parametrize("mesh", [(1, 8), (2, 4)], ids=str)
+@pytest.mark.parametrize("mesh", [slow((1, 8)), (2, 4)], ids=str)
 def test_every_device_runs_the_language_model_on_its_own_contexts(mesh):
     """Of 16 contexts every device of 8 makes the logits of 2, three times: none has those of 4 or more."""
     sae = random_sae(tiny.WIDTH, dtype=jnp.float32)

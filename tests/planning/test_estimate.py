@@ -15,6 +15,7 @@ from jaxsae.sae.config import SAEConfig
 from jaxsae.scaling import flops
 from jaxsae.training.config import TrainingConfig
 from jaxsae.training.program import make_program
+from tests.marks import slow
 
 MILLION = 2**20
 
@@ -144,7 +145,7 @@ def test_transfers_of_families():
 
 
 @pytest.mark.parametrize("activation", FAMILIES)
-@pytest.mark.parametrize("prefixes", [(), (256, 4096)])
+@pytest.mark.parametrize("prefixes", [slow(()), (256, 4096)])
 def test_memory_against_xla(activation, prefixes):
     """Arguments and temporaries of the compiled step on this CPU, within 25 %.
 

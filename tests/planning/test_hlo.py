@@ -10,6 +10,7 @@ from jaxsae.config import Config, with_fields
 from jaxsae.planning import compiler, estimate, hlo, timing
 from jaxsae.sae.config import SAEConfig
 from jaxsae.training.config import TrainingConfig
+from tests.marks import slow
 
 # A mesh of data 2 x latent 2: devices 0 1 hold one part of the tokens, 0 2 one part of the latents.
 NOTATIONS = {
@@ -94,7 +95,7 @@ Total bytes: 2622938624 (2.44GiB)
     assert hlo.memory_report("") == (None, [])
 
 
-CASES = [((2, 4), 0.0, "topk"), ((2, 4), 1 / 32, "topk"), ((8, 1), 0.0, "topk")]
+CASES = [slow((2, 4), 0.0, "topk"), ((2, 4), 1 / 32, "topk"), slow((8, 1), 0.0, "topk")]
 CASES += [((2, 4), 0.0, name) for name in ("multi_topk", "batch_topk", "gated")]
 
 

@@ -18,6 +18,7 @@ from jaxsae.sae.config import SAEConfig
 from jaxsae.training.checkpoint import Checkpoints
 from jaxsae.training.program import make_program
 from tests import configs
+from tests.marks import slow
 
 
 def start(folder, flags, **env):
@@ -50,7 +51,7 @@ def test_killed_runs_end_with_the_same_bytes(flags, finished, tmp_path):
     assert rows == [*range(10, 58, 10), 58], "no row twice, none missing"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
+@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT)], ids=str)
 def test_signals_save_and_say_so(flags, tmp_path, number):
     folder = tmp_path / "run"
     process = start(folder, [*flags, "--tokens", "3000000"])
@@ -62,6 +63,7 @@ def test_signals_save_and_say_so(flags, tmp_path, number):
     assert f"saved at step {saved}" in error and "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_resumed_on_another_mesh(flags, tmp_path):
     """The batches are the same on every mesh, so only rounding (and near-ties of the top-k) can differ."""
     flags = [*flags, "--tokens", "10240", "--keep-checkpoints", "100"]

@@ -78,16 +78,16 @@ def test_activations_from_files(shards, tmp_path, capsys):
 
 
 OPTIONS = {
-    "without extras": "--ema 0 --auxk-coef 0 --sae.decoder free --skip-first --batch-size 250",
     "neurons": "--hook blocks.1.mlp.hook_post --process-weights --lm-precision bfloat16 "
     "--sae.select-precision bfloat16 --sae.n 100",
-    "e2e": "--objective e2e --sae.activation topk --hook blocks.0.hook_resid_mid --micro-batches 2 --mesh 2 2 "
-    "--lm-precision bfloat16",
     "e2e_downstream": "--objective e2e_downstream --sae.activation relu --hook blocks.0.hook_resid_post "
     "--schedule cosine --warmup 512 --grad-clip 1 --resample-every 1024 --dead-after 256",
 }
-# The default tests train these families and sizes too, but not from the command line.
+# The default tests train these too, but not from the command line.
 SLOW = {
+    "without extras": "--ema 0 --auxk-coef 0 --sae.decoder free --skip-first --batch-size 250",
+    "e2e": "--objective e2e --sae.activation topk --hook blocks.0.hook_resid_mid --micro-batches 2 --mesh 2 2 "
+    "--lm-precision bfloat16",
     "tiny": "--sae.normalise none --sae.no-subtract-b-dec --sae.n 8 --sae.k 8 --k-aux 20 --dead-after 1",
     "batch_topk": "--sae.activation batch_topk --sae.n 64 --sae.prefixes 16 64",
     "jumprelu": "--sae.activation jumprelu --sae.n 64 --sae.target-l0 8 --sae.jumprelu.bandwidth 0.1",

@@ -26,6 +26,7 @@ from jaxsae.sae.sharded import autoencode, choose
 from jaxsae.sae.types import SAE
 from jaxsae.training.program import make_program
 from tests import configs
+from tests.marks import slow
 from tests.programs import local_gradient, one_gradient
 from tests.sae import dense
 
@@ -207,7 +208,7 @@ def test_meshes_do_not_show(x64, family):
     close(gradient_on((2, 4), c), gradient_on((1, 1), c))
 
 
-@pytest.mark.parametrize("family", ["multi_topk", "batch_topk", "relu"])
+@pytest.mark.parametrize("family", ["multi_topk", slow("batch_topk"), slow("relu")])
 def test_meshes_do_not_show_with_prefixes(x64, family):
     c = any_family(family, prefixes=(16, 32, 64))
     close(gradient_on((2, 4), c), gradient_on((1, 1), c))
@@ -234,7 +235,7 @@ def test_a_saved_autoencoder_encodes_as_training_did(tmp_path, family):
     assert code.values.shape[-1] == (K if family in ("topk", "multi_topk") else int(out.l0.max()))
 
 
-@pytest.mark.parametrize("family", ["multi_topk", "gated", "relu"])
+@pytest.mark.parametrize("family", ["multi_topk", "gated", slow("relu")])
 def test_micro_batches_do_not_show(x64, family):
     c = any_family(family)
     close(gradient_on((2, 4), c, 4), gradient_on((2, 4), c))
@@ -302,7 +303,7 @@ def test_an_autoencoder_that_is_steered_starts_at_its_l0(init):
         assert norms.mean() == pytest.approx(1, rel=0.05), "unit vectors come back with norm 1, by so few latents"
 
 
-@pytest.mark.parametrize("family", ["batch_topk", "jumprelu"])
+@pytest.mark.parametrize("family", [slow("batch_topk"), "jumprelu"])
 def test_a_short_run_ends_at_the_l0_that_was_asked_for(family):
     """As it is saved, on other tokens: BatchTopK by its threshold, JumpReLU by its controller."""
     n, k, steps = 96, 6, 300

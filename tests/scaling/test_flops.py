@@ -28,6 +28,7 @@ from jaxsae.training.config import TrainingConfig
 from jaxsae.training.gradient import make_gradient
 from jaxsae.training.program import make_program
 from jaxsae.training.records import Hyper
+from tests.marks import slow
 
 # So wide that what costs O(d) or O(n) a token is below the tolerance.
 N, D, B, K = 512, 128, 128, 16
@@ -78,7 +79,7 @@ def compiled_flops(sae: SAEConfig, auxk: bool, whole_step: bool, batch: int) -> 
         return lowered.compile().cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize("auxk", [False, True])
+@pytest.mark.parametrize("auxk", [False, slow(True)])
 @pytest.mark.parametrize("activation", activation_functions.REGISTRY)
 def test_gradient_of_every_family(activation, auxk, xla_flops):
     sae = SAEConfig(n=N, k=K, activation=activation)
@@ -102,7 +103,7 @@ def test_values_are_computed_again_after_a_rough_selection(xla_flops):
     assert more == pytest.approx((xla_flops(rough, auxk=False) - xla_flops(exact, auxk=False)) / B, rel=0.1)
 
 
-@pytest.mark.parametrize("decoder", ["unit_norm", "free"])
+@pytest.mark.parametrize("decoder", ["unit_norm", slow("free")])
 @pytest.mark.parametrize("activation", ["topk", "relu"])
 def test_whole_step_with_the_optimizer(activation, decoder, xla_flops):
     """A batch so small that the optimizer is a good part of the step."""

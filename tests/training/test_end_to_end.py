@@ -219,6 +219,7 @@ def test_the_balance_of_a_finetune_is_that_of_the_whole_batch(x64, half_block):
     close(run((2, 2), 2), run())
 
 
+@pytest.mark.slow
 def test_auxk_works_end_to_end_where_it_is_asked_for(x64, half_block):
     run = partial(results, half_block, SAEConfig(N, 5), "e2e", auxk_coef=0.1)
     one = run()

@@ -23,6 +23,7 @@ from jaxsae.training.program import make_objective
 from jaxsae.training.resample import candidates, draw, make_resample, resample
 from jaxsae.training.step import TrainState
 from tests import configs
+from tests.marks import slow
 from tests.sae import dense
 
 B, d, n, WINDOW, DECAY, STEP = 32, 12, 64, 100, 0.9, 5
@@ -134,7 +135,7 @@ def test_meshes_do_not_show(x64, name):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), other, one)
 
 
-@pytest.mark.parametrize("mesh", [(1, 1), (2, 4)], ids=str)
+@pytest.mark.parametrize("mesh", [slow((1, 1)), (2, 4)], ids=str)
 @pytest.mark.parametrize("end_to_end", [False, True])
 def test_micro_batches_do_not_show(x64, end_to_end, mesh):
     """Tokens keep their order, so the same ones are drawn."""

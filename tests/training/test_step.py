@@ -15,6 +15,7 @@ from jaxsae.sae.types import Spec
 from jaxsae.training.program import make_program
 from tests import configs
 from tests.conftest import MESHES
+from tests.marks import slow
 from tests.programs import local_gradient
 from tests.sae import dense
 
@@ -44,7 +45,7 @@ def check(mesh, sae, x, dead, memory=1.0, **training):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), grads, want_grads)
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("mesh", [*MESHES[:1], *map(slow, MESHES[1:3]), *MESHES[3:]], ids=str)
 def test_loss_and_gradients_equal_dense(x64, mesh):
     for dead_share in (0.0, 0.08, 0.9, 1.0):
         check(mesh, *problem(dead_share))
@@ -55,7 +56,7 @@ def test_one_shard_may_own_all_the_dead(x64):
     check((1, 8), sae, x, jnp.arange(n) < n // 8)
 
 
-@pytest.mark.parametrize("mesh", [(1, 1), (2, 4), (1, 8)], ids=str)
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 4), slow((1, 8))], ids=str)
 def test_blocks_of_latents_do_not_show(x64, monkeypatch, mesh):
     monkeypatch.setattr(select, "TILE", 3)
     monkeypatch.setattr(auxk, "ROWS", 4)
@@ -64,8 +65,8 @@ def test_blocks_of_latents_do_not_show(x64, monkeypatch, mesh):
         check(mesh, *problem(dead_share), memory=1e-9)
 
 
-@pytest.mark.parametrize("micro_batches", [2, 4])
-@pytest.mark.parametrize("mesh", [(1, 1), (2, 4), (8, 1)], ids=str)
+@pytest.mark.parametrize("micro_batches", [slow(2), 4])
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 4), slow((8, 1))], ids=str)
 def test_micro_batches_do_not_show(x64, mesh, micro_batches):
     for dead_share in (0.0, 0.3):
         check(mesh, *problem(dead_share), micro_batches=micro_batches)
@@ -109,7 +110,7 @@ def test_compiled_step_moves_and_sorts_only_what_the_design_allows(mesh):
 
 
 @pytest.mark.parametrize("auxk_coef", [0.0, 1 / 32])
-@pytest.mark.parametrize("mesh", [(1, 1), (1, 4)], ids=str)
+@pytest.mark.parametrize("mesh", [slow((1, 1)), (1, 4)], ids=str)
 def test_beyond_two_gradients_memory_does_not_grow_with_the_latents(mesh, auxk_coef):
     tokens, width, k, k_aux, block = 64, 24, 6, 10, 128
     grid, temporary = make_mesh(*mesh), []

@@ -17,6 +17,7 @@ from jaxsae.training.optimizer import make_optimizer
 from jaxsae.training.program import make_program
 from jaxsae.training.step import TrainState
 from tests import configs
+from tests.marks import slow
 from tests.sae import dense
 
 B, d, n, k, k_aux, steps = 16, 8, 32, 3, 4, 6
@@ -84,7 +85,7 @@ def reference():
     return p, ema, idle, losses
 
 
-@pytest.mark.parametrize("mesh", [(1, 1), (2, 4)], ids=str)
+@pytest.mark.parametrize("mesh", [slow((1, 1)), (2, 4)], ids=str)
 def test_steps_equal_numpy(x64, mesh):
     state, history = run_steps(mesh)
     p, ema, idle, losses = reference()
