@@ -104,7 +104,10 @@ def train_tokenizer(documents: list[str], vocab_size: int) -> Tokenizer:
 
 def pack(tokenizer: Tokenizer, documents: list[str], context: int) -> np.ndarray:
     """Documents, each after END_OF_TEXT, cut into contexts, uint16 [N, context]."""
-    return np.stack(list(make_tokenizer(tokenizer, "").pack(documents, context))).astype(np.uint16)
+    record = make_tokenizer(tokenizer, "")
+    end = np.array([record.end_of_text])
+    stream = np.concatenate([part for ids in record.encode_documents(documents) for part in (end, ids)])
+    return stream[: len(stream) // context * context].reshape(-1, context).astype(np.uint16)
 
 
 def token_losses(params, tokens, model):

@@ -18,12 +18,14 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxsae import compatibility, evals
-from jaxsae.config import Config, from_json, with_fields, without_effect, written_by_0_1
+from jaxsae.config import Config, from_json, with_fields, without_effect
+from jaxsae.data.config import PrepareConfig
 from jaxsae.distributed import processes
 from jaxsae.distributed.processes import DistributedConfig
 from jaxsae.errors import BadInput, Interrupted
 from jaxsae.flags import FLAT
 from jaxsae.run.eval_config import EvalConfig
+from jaxsae.run.harvest_config import HarvestConfig
 
 Debug = Annotated[bool, tyro.conf.arg(help="Show tracebacks.")]
 
@@ -50,7 +52,7 @@ class Train:
         if processes.is_primary():
             for note in without_effect(config, flags):
                 print(f"jaxsae: {note}", file=sys.stderr)
-        summary = train(config)
+        summary = train(config, {flag.removeprefix("--") for flag in flags})
         if processes.is_primary():
             print(table(summary))
             print(f"\nsaved in {config.run}: sae/, summary.json, training.png")
@@ -75,10 +77,11 @@ class Eval:
         from jaxsae.run.compiled import keep_compiled
         from jaxsae.run.evaluate import evaluate
         from jaxsae.run.record import table
+        from jaxsae.run.saved import config_of
 
         processes.start(self.distributed)
-        keep_compiled()
         path = Path(self.folder)
+        keep_compiled(config_of(path).data.cache)
         # A file has no room for results: they go beside it.
         out = Path(self.out) if self.out else path.parent if path.is_file() else path
         results = evaluate(path, self.on, self.metrics, self.evaluations, out)
@@ -103,6 +106,19 @@ class Export:
         from jaxsae.run.export import export
 
         print(f"saved in {export(Path(self.folder), self.step, self.out and Path(self.out))}")
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Tokenise a text before runs need it, also on several hosts; what was stopped goes on where it was."""
+
+    text: Annotated[PrepareConfig, FLAT] = field(default_factory=PrepareConfig)
+    debug: Debug = False
+
+    def __call__(self, flags: set[str]):
+        from jaxsae.run.prepare import prepare
+
+        print(prepare(self.text))
 
 
 @dataclass(frozen=True)
@@ -137,7 +153,34 @@ class PlanCommand:
         print(report.to_json(plan) if self.json else report.table(plan))
 
 
-COMMANDS: dict[str, type] = {"train": Train, "eval": Eval, "export": Export, "plan": PlanCommand}
+@dataclass(frozen=True)
+class Harvest:
+    """Write a language model's activations to files, once, for many runs.
+
+    A harvest that was stopped goes on when the same command is given again.
+    """
+
+    on: Annotated[HarvestConfig, FLAT]
+    debug: Debug = False
+
+    def __call__(self, flags: set[str]):
+        from jaxsae.run.compiled import keep_compiled
+        from jaxsae.run.harvest import harvest
+
+        keep_compiled(self.on.data.cache)
+        done = harvest(self.on)
+        out = self.on.out
+        print("\n".join(f"--activations {out if len(done.hooks) == 1 else f'{out}#{hook}'}" for hook in done.hooks))
+
+
+COMMANDS: dict[str, type] = {
+    "train": Train,
+    "eval": Eval,
+    "export": Export,
+    "prepare": Prepare,
+    "harvest": Harvest,
+    "plan": PlanCommand,
+}
 
 
 def main(args: list[str] | None = None) -> int:
@@ -190,8 +233,7 @@ def parse(args: list[str]) -> tuple[Callable, set[str]]:
 def default_config(args: list[str]) -> Config:
     """What the flags of `jaxsae train` default to: a file's, a preset's, or those of the autoencoder to start from.
 
-    In this order: --config, --preset, a run of version 0.1 that is resumed (it had other defaults), --init-from (a
-    resumed run's own), the defaults.
+    In this order: --config, --preset, the run that is resumed, --init-from, the defaults.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in ("--config", "--preset", "--init-from", "--run", "--lm", "--objective"):
@@ -202,23 +244,22 @@ def default_config(args: list[str]) -> Config:
     sources += ["--init-from"] if typed.init_from and not typed.config else []
     if len(sources) > 1:
         raise BadInput(f"{' and '.join(sources)} both say what the other flags default to: give one of them")
+    # Where that run was written, and whether it was resumed, is not what is asked for.
+    settings_of = lambda path: with_fields(from_json(path), run=None, resume=False)
     if typed.config:
-        # Where that run was written, and whether it was resumed, is not what is asked for.
-        return with_fields(from_json(Path(typed.config)), run=None, resume=False)
+        return settings_of(Path(typed.config))
     if typed.preset:
         from jaxsae.presets import preset
 
         return preset(typed.preset)
     own = Path(typed.run or "") / "config.json"
-    resumed = typed.resume and typed.run and own.exists()
-    if resumed and written_by_0_1(own):
-        return with_fields(from_json(own), run=None, resume=False)
+    if typed.resume and typed.run and own.exists():
+        return settings_of(own)
     if not typed.init_from:
         return Config()
     from jaxsae.run.saved import config_of
 
-    # A resumed run's own config.json wins over --init-from.
-    saved = from_json(own) if resumed else config_of(typed.init_from)
+    saved = config_of(typed.init_from)
     # Its own tokens, batch and seed; how it was trained does not bind how it is trained further.
     config = with_fields(
         Config(lm=saved.lm, data=saved.data, sae=saved.sae),
@@ -227,7 +268,8 @@ def default_config(args: list[str]) -> Config:
     )
     if typed.lm or (typed.objective or "local") != "local":
         # A language model is asked for, or needed: it takes the place of saved activations, and reads whole contexts.
-        config = with_fields(config, activations=None, skip_first=False)
+        of_files = {"activations": None, "held_out": None, "max_norm": None}
+        config = with_fields(config, **of_files, skip_first=False, skip_tokens=())
     return config
 
 

@@ -119,6 +119,16 @@ def training_from_1(old: dict) -> dict:
     return new | old
 
 
+def fingerprints_of_1(facts: dict, process_weights: bool) -> dict[str, str]:
+    """What the one fingerprint of a run or an export without `fingerprints` says: that of its language model's weights.
+
+    It ends with it, but is of the weights after their processing, if they were processed. That of its text depended on
+    how the text was cut, and that of files of activations on when they were written: both say nothing now.
+    """
+    _, dash, model = (facts.get("data_fingerprint") or "").partition("-")
+    return {"model": model} if dash and not process_weights else {}
+
+
 def _renamed(group: dict, names: dict[str, str]) -> dict:
     return {names.get(name, name): value for name, value in group.items()}
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from jaxsae.distributed.processes import DistributedConfig
 from jaxsae.errors import BadInput
 from jaxsae.flags import FLAT
 from jaxsae.lm.config import LMConfig
+from jaxsae.sae import activation_functions
 from jaxsae.sae.config import SAEConfig
 from jaxsae.training import objectives
 from jaxsae.training.config import TrainingConfig, check_micro_batches
@@ -29,7 +31,7 @@ class Config:
     run: str | None = None
     """Run folder to write; default: a new one, runs/<time>-<activation>-n<n>-k<k>."""
     resume: bool = False
-    """With --run: start, or resume from the newest checkpoint there."""
+    """With --run: start, or resume from the newest checkpoint there, with its own settings where no flag says them."""
     eval_tokens: int = 32_768
     """Held-out tokens of the evaluation at the end."""
     lm: Annotated[LMConfig, FLAT] = field(default_factory=LMConfig)
@@ -43,10 +45,9 @@ class Config:
         if self.resume and self.run is None:
             raise BadInput("--resume needs --run DIR, the folder to resume")
         check_micro_batches(self.sae, self.training)
-        if self.training.type.reads == "contexts" and self.data.skip_first:
-            raise BadInput(
-                f"--skip-first leaves out tokens that --objective {self.training.objective} needs: leave it out"
-            )
+        skipping = {"--skip-first": self.data.skip_first, "--skip-tokens": self.data.skip_tokens}
+        if self.training.type.reads == "contexts" and (flag := next((f for f, skips in skipping.items() if skips), "")):
+            raise BadInput(f"{flag} leaves out tokens that --objective {self.training.objective} needs: leave it out")
         if self.eval_tokens < 1:
             raise BadInput(f"--eval-tokens is {self.eval_tokens}: give at least 1")
 
@@ -106,6 +107,10 @@ def without_effect(config: Config, flags: set[str]) -> list[str]:
     used = {
         "--sparsity": (sae.penalty is not None, f"--sae.activation {sae.activation} has no sparsity term"),
         "--k-aux": (training.auxk_weight(sae.activation) > 0, "AuxK is off, give --auxk-coef to have it"),
+        "--sae.tanh-scale": (
+            (sae.sparsity.penalty or next(iter(activation_functions.get(sae.activation).penalties), None)) == "tanh",
+            "--sae.penalty is not tanh",
+        ),
         "--lr-end": (training.optimizer.schedule != "constant", "--schedule is constant"),
         "--max-resamples": (training.dead.resample_every is not None, "without --resample-every there are none"),
     }
@@ -127,6 +132,7 @@ def without_effect(config: Config, flags: set[str]) -> list[str]:
 
 # What may differ when a run is resumed: none of it changes the result, but for float rounding on another mesh.
 MAY_CHANGE_ON_RESUME = {"run", "resume", "eval_tokens", "cache", "mesh", "micro_batches", "sae.select_memory"}
+MAY_CHANGE_ON_RESUME |= {"data_processes", "bad_documents"}
 MAY_CHANGE_ON_RESUME |= {f.name for kind in (LogConfig, DistributedConfig) for f in dataclasses.fields(kind)}
 MAY_CHANGE_ON_RESUME |= {
     f"{name}.{flag}"
@@ -135,11 +141,51 @@ MAY_CHANGE_ON_RESUME |= {
 }
 
 
-def differences(saved: Config, given: Config) -> list[str]:
-    """What of `given` contradicts a saved run, as `--flag was saved value, not given value`."""
-    a, b = fields_of(saved), fields_of(given)
-    changed = [name for name in a if a[name] != b[name] and name not in MAY_CHANGE_ON_RESUME]
+def differences(saved: Config, given: Config, by_content: Collection[str] = ()) -> list[str]:
+    """What of `given` contradicts a saved run, as `--flag was saved value, not given value`.
+
+    More tokens do not, if all that follows from their number stays as it was. Fields in `by_content` name what is
+    compared by what it holds.
+    """
+    a, b = fields_of(saved) | _set_by_tokens(saved, saved), fields_of(given) | _set_by_tokens(given, saved)
+    allowed = MAY_CHANGE_ON_RESUME | set(by_content)
+    # Activations from files are never what a language model computes.
+    allowed -= {"activations"} if None in (a["activations"], b["activations"]) else set()
+    allowed |= {"tokens"} if b["tokens"] > a["tokens"] else set()
+    changed = [name for name in a if a[name] != b[name] and name not in allowed]
     return [f"{flag_of(name)} was {a[name]}, not {b[name]}" for name in changed]
+
+
+def _set_by_tokens(config: Config, saved: Config) -> dict[str, Any]:
+    """{field: its value in effect} of all that the number of tokens may decide, in training up to the end of `saved`.
+
+    The learning rate, the EMA decay and the dead window have defaults that follow from it, a schedule ends with it, and
+    the last resampling is before the end.
+    """
+    training, end = config.training, saved.training.steps
+    schedule = training.optimizer.schedule
+    return {
+        "lr": training.learning_rate(config.sae.n),
+        "ema": training.ema_decay(),
+        "dead_after": training.dead_window(),
+        "schedule": schedule if schedule == "constant" else f"{schedule} to step {training.steps}",
+        "max_resamples": len([step for step in training.resample_steps() if step <= end]),
+    }
+
+
+def flags_for_longer(saved: Config, given: Config) -> str:
+    """The flags with which more tokens leave everything else as it was in a saved run; empty if there are none."""
+    a, b = _set_by_tokens(saved, saved), _set_by_tokens(given, saved)
+    if a["schedule"] != b["schedule"]:
+        return ""
+    return " ".join(f"{flag_of(name)} {a[name]}" for name in a if a[name] != b[name])
+
+
+def resumed(saved: Config, given: Config) -> Config:
+    """A saved run's configuration after it was resumed with `given`: where its data lie, and for how long it trains."""
+    values = fields_of(given)
+    names = ("lm", "text", "activations", "tokens", *_set_by_tokens(saved, saved))
+    return with_fields(saved, **{name: values[name] for name in names})
 
 
 def flag_of(name: str) -> str:
@@ -172,14 +218,6 @@ def from_dict(document: dict, source: str) -> Config:
     if version == 1:
         document = compatibility.config_from_1(document)
     return _build(Config, document, "", source)
-
-
-def written_by_0_1(path: Path) -> bool:
-    """Whether version 0.1 wrote a config.json."""
-    try:
-        return _is_of_0_1(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return False
 
 
 def _is_of_0_1(document) -> bool:

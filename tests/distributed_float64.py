@@ -31,6 +31,7 @@ class Rows:
     """Random float64 activations with some structure, each a pure function of its number."""
 
     width, rows, shape, dtype = d, 1, (1, d), np.float64
+    first, masked, count = 0, False, 1024
 
     def __len__(self):
         return 1024

@@ -28,3 +28,9 @@ def test_compiled_programs_are_kept_beside_the_tokens_by_the_kind_of_cpu(tmp_pat
 def test_a_folder_that_was_chosen_stays(tmp_path):
     run(tmp_path / "cache", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own"))
     assert any((tmp_path / "own").iterdir()) and not (tmp_path / "cache").exists()
+
+
+def test_programs_for_several_cpu_devices_are_not_kept(tmp_path):
+    """From disk they mix up their collectives."""
+    run(tmp_path / "cache", XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    assert not (tmp_path / "cache").exists()

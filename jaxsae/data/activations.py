@@ -1,5 +1,8 @@
 """Activations to train on, as a pure function of the step. T rows of a context, d width, B rows of a batch.
 
+Some places of a context may be left out: padding, which a source marks in its data (token -1, a row of NaN), and what a
+policy names (`--skip-first`, `--skip-tokens`). Batches hold B rows that count, always.
+
 A chunk is a number of contexts' activations, enough for some batches, computed at once. Its contexts are split into
 lanes; each lane permutes its rows and gives an equal part of every batch. Rows so mix within and across contexts, no
 row moves between devices (lanes are split over the `data` axis), and the batches do not depend on the mesh.
@@ -7,10 +10,10 @@ The only state is the step: batch s comes from chunk s // batches, whose context
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import jax
@@ -29,26 +32,41 @@ from jaxsae.lm.parallel import on_contexts
 LANES = 64
 # Tokens that the language model reads at once, by platform: on a CPU its activations should stay in the caches.
 TOKENS_AT_ONCE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
+# Rows that the share of those that count is measured on: of all rows if there are no more.
+COUNTED = 1 << 18
 
 
 class Source(Protocol):
     """Where contexts of activations come from: a language model that reads tokens, or files."""
 
     width: int  # d
-    rows: int  # rows that one context gives
+    rows: int  # rows of one context
+    first: int  # rows before this one count in no context
+    masked: bool  # whether others may not count either; if not, `kept` need not be asked
+    count: int  # rows that count before the order repeats; may be estimated from the first COUNTED ones
     shape: tuple[int, ...]  # host data of one context
     dtype: Any  # of the host data
     fingerprint: str  # changes with the data
+    order_name: str  # what the order of contexts depends on, beside the data and the seed
 
     def __len__(self) -> int:
         """Contexts before the order repeats."""
 
     def host(self, start: int, stop: int) -> np.ndarray:
-        """Host data of contexts number start to stop of the endless shuffled order, [stop - start, *shape]."""
+        """Host data of contexts number start to stop of the endless shuffled order, [stop - start, *shape].
+
+        A place that holds nothing is marked: token id -1, or a row of NaN.
+        """
+
+    def kept(self, host: jax.Array) -> jax.Array:
+        """Which rows count in training and in metrics, bool [c@data, rows], from host data on devices [c@data, *shape].
+
+        The host data of a text may be tokens of any number of positions.
+        """
 
     def activations(self, host: jax.Array) -> tuple[jax.Array, ...]:
         """Host data on devices [c@data, *shape] -> activations [c@data, rows, d]: (x,), or (x, y) if what should come
-        out of the autoencoder is not what goes in.
+        out of the autoencoder is not what goes in. Rows that are not kept hold finite numbers too.
         """
 
 
@@ -57,13 +75,13 @@ class BufferPlan:
     """How chunks, lanes and batches divide."""
 
     batch: int  # rows of a batch
-    rows: int  # rows of a context
+    rows: float  # rows of a context that count, on average
     lanes: int
     batches: int  # batches of a chunk
     contexts: int  # contexts of a chunk
 
     @classmethod
-    def of(cls, batch: int, rows: int, data_axis: int, batches: int) -> "BufferPlan":
+    def of(cls, batch: int, rows: float, data_axis: int, batches: int) -> "BufferPlan":
         """Raises BadInput if a batch cannot be split over `data_axis` devices."""
         if batch % data_axis:
             raise BadInput(
@@ -72,7 +90,7 @@ class BufferPlan:
             )
         # As many lanes as the mesh needs, and the same number on every mesh that divides LANES.
         lanes = math.gcd(batch, LANES) if math.gcd(batch, LANES) % data_axis == 0 else data_axis
-        per_lane = -(-batches * batch // (rows * lanes))
+        per_lane = int(-(-batches * batch // (rows * lanes)))
         return cls(batch, rows, lanes, batches, per_lane * lanes)
 
 
@@ -90,19 +108,21 @@ class ActivationBatches:
         return place(read, (c, *source.shape), source.dtype, NamedSharding(self.mesh, P("data")))
 
     def _shuffled(self, number: int, host: jax.Array) -> tuple[jax.Array, ...]:
+        source, key = self.source, jax.random.fold_in(self.key, number)
         with jax.set_mesh(self.mesh):
-            return _shuffle(self.source.activations(host), jax.random.fold_in(self.key, number), self.plan)
+            kept = source.kept(host) if source.masked else None
+            return _shuffle(source.activations(host), kept, key, self.plan, source.first)
 
     def chunk(self, number: int) -> tuple[jax.Array, ...]:
         """The batches of chunk `number`, [batches, B@data, d] each."""
         return self._shuffled(number, self._place(number))
 
     def sample(self, rows: int) -> jax.Array:
-        """The first `rows` rows x of the batches [R, d], on every device, or all that there are.
+        """The first `rows` rows x of the batches [R, d], on every device, or as many as there are.
 
         The first chunk is kept until `iterate` asks for it.
         """
-        rows = min(rows, len(self.source) * self.source.rows)
+        rows = min(rows, self.source.count)
 
         @jax.jit
         def take(chunk):
@@ -124,7 +144,7 @@ class ActivationBatches:
         whole = self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "cpu"
         chunk, self._first = self._first if start < per else None, None
         with ThreadPoolExecutor(1) as reader:
-            read = partial(reader.submit, self.chunk if whole else self._place)
+            read = partial(reader.submit, _as_here(self.chunk if whole else self._place))
             ahead = read(start // per) if chunk is None else None
             for number in range(start // per, last):
                 if ahead is not None:
@@ -138,24 +158,53 @@ class ActivationBatches:
                     yield batch
 
 
-@partial(jax.jit, static_argnames="plan")
-def _shuffle(arrays, key, plan: BufferPlan):
-    """[c@data, rows, d] each -> [batches, B@data, d]: each lane's rows permuted and dealt out to the batches."""
+def _as_here(function):
+    """`function` for another thread, with the precisions of this one: JAX keeps them by thread."""
+    wide, precision = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
+
+    def call(*args):
+        with jax.enable_x64(wide), jax.default_matmul_precision(precision):
+            return function(*args)
+
+    return call
+
+
+@partial(jax.jit, static_argnames=("plan", "first"))
+def _shuffle(arrays, kept, key, plan: BufferPlan, first: int):
+    """[c@data, rows, d] each -> [batches, B@data, d]: each lane's rows permuted and dealt out to the batches.
+
+    Rows before `first`, and those that are False in `kept` [c@data, rows] (None: none), are left out. A lane with fewer
+    rows than the batches need from it gives them again; one without any gives the first row of another.
+    """
     per_lane = plan.batches * plan.batch // plan.lanes
 
-    def local(x, key):
+    def local(x, kept, key):
         lanes = len(x) * plan.lanes // plan.contexts
-        x = x.reshape(lanes, -1, x.shape[-1])
+        in_lanes = lambda a: a[:, first:].reshape(lanes, -1, *a.shape[2:])
+        x, kept = in_lanes(x), None if kept is None else in_lanes(kept)
 
-        def permute(lane, x):
-            return x[jax.random.permutation(jax.random.fold_in(key, lane), len(x))[:per_lane]]
+        def permute(lane, x, kept):
+            order = jax.random.permutation(jax.random.fold_in(key, lane), len(x))
+            if kept is not None:
+                order = order[jnp.argsort(~kept[order], stable=True)]
+                order = order[jnp.arange(per_lane) % jnp.maximum(kept.sum(), 1)]
+            return x[order[:per_lane]]
 
-        x = jax.vmap(permute)(lax.axis_index("data") * lanes + jnp.arange(lanes), x)
+        x = jax.vmap(permute)(lax.axis_index("data") * lanes + jnp.arange(lanes), x, kept)
+        if kept is not None:
+            x = _without_empty_lanes(x, kept.any(1))
         x = x.reshape(lanes, plan.batches, -1, x.shape[-1])
         return x.swapaxes(0, 1).reshape(plan.batches, -1, x.shape[-1])
 
-    over = jax.shard_map(local, in_specs=(P("data"), P()), out_specs=P(None, "data"))
-    return tuple(over(x, key) for x in arrays)
+    over = jax.shard_map(local, in_specs=(P("data"), P("data"), P()), out_specs=P(None, "data"))
+    return tuple(over(x, kept, key) for x in arrays)
+
+
+def _without_empty_lanes(x, filled):
+    """A device's lanes x [lanes, R, d]; those not in `filled` [lanes] get the first row of the first lane that is."""
+    everywhere = lambda a: lax.all_gather(a, "data", tiled=True)
+    spare = everywhere(x[:, 0])[jnp.argmax(everywhere(filled))]
+    return jnp.where(filled[:, None, None], x, spare)
 
 
 @jax.jit
@@ -168,31 +217,73 @@ class TextSource:
 
     dtype = np.int32
 
-    def __init__(self, lm: LM, hook: str, contexts, context: int, skip_first: bool, fingerprint: str):
-        """`contexts`: a TokenContexts of `context` tokens; `skip_first` leaves out position 0; lm lies on the mesh."""
-        self.lm, self.hook, self.contexts, self.skip_first = lm, str(hook), contexts, skip_first
-        self.width, self.rows, self.shape = width(lm.config, self.hook), context - skip_first, (context,)
+    def __init__(
+        self, lm: LM, hook: str, contexts, context: int, skip_first: bool, fingerprint: str, skip: Sequence[int] = ()
+    ):
+        """`contexts`: a TokenContexts of `context` tokens; `skip_first` leaves out position 0, `skip` tokens by their
+        id; lm lies on the mesh.
+        """
+        self.lm, self.hook, self.contexts = lm, str(hook), contexts
+        self.width, self.rows, self.shape = width(lm.config, self.hook), context, (context,)
+        self.first, self.skip = int(skip_first), tuple(skip)
+        self.masked = bool(self.skip) or contexts.padded
         self.fingerprint = fingerprint
 
     def __len__(self):
         return len(self.contexts)
 
+    @property
+    def order_name(self) -> str:
+        return self.contexts.order_name
+
+    @cached_property
+    def count(self) -> int:
+        if not self.masked:
+            return len(self) * (self.rows - self.first)
+        read = min(len(self), max(1, COUNTED // self.rows))
+        return round(kept_rows(self, read) * len(self) / read)
+
     def host(self, start, stop):
         return self.contexts.read(start, stop)
 
+    def kept(self, host):
+        return _kept(host, self.first, self.skip)
+
     def activations(self, host):
-        return (_activations(self.lm, host, self.hook, self.skip_first),)
+        return (_activations(self.lm, host, self.hook),)
 
 
-@partial(jax.jit, static_argnames=("hook", "skip_first"))
-def _activations(lm: LM, tokens, hook: str, skip_first: bool):
-    """Token ids [c@data, T] -> activations [c@data, T or T - 1, d], some contexts at a time."""
+def kept_rows(source: Source, contexts: int, at_once: int = 256) -> int:
+    """How many rows of the first `contexts` contexts of a source count."""
+    if not source.masked:
+        return contexts * (source.rows - source.first)
+    starts = range(0, contexts, at_once)
+    return sum(int(source.kept(source.host(i, min(i + at_once, contexts))).sum()) for i in starts)
+
+
+@partial(jax.jit, static_argnames=("first", "skip"))
+def _kept(tokens, first: int, skip: tuple[int, ...]):
+    """Token ids [c@data, T] -> bool [c@data, T]: no padding, not before position `first`, and no token in `skip`."""
+    kept = (tokens >= 0) & (jnp.arange(tokens.shape[1]) >= first)
+    for token in skip:
+        kept &= tokens != token
+    return kept
+
+
+def unmarked(tokens):
+    """Token ids with 0 for padding, -1, which stands at the end of a context, where no token before it sees it."""
+    return jnp.maximum(tokens, 0)
+
+
+@partial(jax.jit, static_argnames="hook")
+def _activations(lm: LM, tokens, hook: str):
+    """Token ids [c@data, T] -> activations [c@data, T, d], some contexts at a time."""
 
     def local(lm, tokens):
         c, T = tokens.shape
         most = max(T, TOKENS_AT_ONCE.get(jax.default_backend(), TOKENS_AT_ONCE["gpu"]))
         some = max(b for b in range(1, c + 1) if c % b == 0 and b * T <= most)
-        x = lax.map(lambda t: prefix(lm, t, hook), tokens.reshape(-1, some, T))
-        return x.reshape(c, T, -1)[:, int(skip_first) :]
+        x = lax.map(lambda t: prefix(lm, t, hook), unmarked(tokens).reshape(-1, some, T))
+        return x.reshape(c, T, -1)
 
     return jax.reshard(on_contexts(local, lm, tokens), P("data"))

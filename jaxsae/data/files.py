@@ -1,143 +1,118 @@
-"""Activations straight from files: a folder of .npy or .safetensors shards [rows, d], of any model.
+"""Activations straight from files, of any model: .npy, .safetensors and others (data/arrays/), [rows, d] or [b, T, d].
 
-Rows are read in blocks of 64 neighbours, which take the place of a language model's contexts: blocks come in a
-shuffled order, and a chunk's rows are permuted. Every twentieth block is held out.
+Rows are read in blocks of neighbours, which take the place of a language model's contexts: whole contexts if the files
+have some, else 64 rows. Blocks come in a shuffled order, and a chunk's rows are permuted.
+
+A row that is left out, or that is missing because a block is short, is marked in band: it is a row of NaN.
 """
 
-import hashlib
-import json
-from pathlib import Path
+from collections.abc import Sequence
+from functools import cached_property
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from jaxsae.data.tokens import HELD_OUT_EVERY
-from jaxsae.distributed import processes
+from jaxsae.data.arrays.opened import ROWS, Files, blocks_of
 from jaxsae.errors import BadInput
-from jaxsae.io import safetensors_rows
 
-ROWS = 64
+# Rows whose marks are counted at once.
+COUNTED = 1 << 24
 
 
 class FileSource:
-    """Blocks of rows of the shards of a folder, in alphabetical order; raises BadInput for shards that do not fit."""
+    """Blocks of rows of activation files, host data float32 [rows, d]; see Source. Rows of NaN do not count."""
 
     dtype = np.float32
-    rows = ROWS
 
-    def __init__(self, folder: str, split: str, seed: int | None, cache: Path):
+    def __init__(self, files: Files, split: str, seed: int | None, skip: Sequence[int] = (), skip_first: bool = False):
+        """`split` is train, held_out or all; `seed` None keeps the order of the files. `skip` are ids of tokens whose
+        rows are left out, `skip_first` leaves out position 0 of each context.
+
+        Raises BadInput if the split is empty, or if `skip` or `skip_first` asks for what the files do not say.
+        """
         import grain
 
-        self.shards, self.width = open_shards(folder)
-        self.shape = (ROWS, self.width)
-        self.fingerprint = fingerprint_of(self.shards)
-        _check_finite(self.shards, cache / f"finite-{self.fingerprint}")
-        # A block lies in one shard; the few rows after a shard's last whole block are not used.
-        blocks = [(s, r) for s, (_, rows) in enumerate(self.shards) for r in range(0, len(rows) - ROWS + 1, ROWS)]
-        held = [i % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 for i in range(len(blocks))]
-        self.blocks = [b for b, h in zip(blocks, held) if split == "all" or h == (split == "held_out")]
-        if not self.blocks:
+        self.files, self.skip, self.first = files, tuple(skip), int(skip_first)
+        self.width, self.rows = files.width, files.rows
+        self.shape, self.fingerprint = (self.rows, self.width), files.fingerprint
+        _check_skips(files, self.skip, skip_first)
+        blocks = np.array([blocks_of(shard) for shard in files.shards])
+        held = np.array(files.held)
+        self._first = blocks - held if split == "held_out" else np.zeros_like(blocks)
+        last = blocks - held if split == "train" else blocks
+        # Block number i of the split lies in the shard with ends[shard] <= i < ends[shard + 1].
+        self._ends = np.cumsum([0, *(last - self._first)])
+        if not len(self):
             raise BadInput(
-                f"{folder} holds {sum(len(r) for _, r in self.shards)} rows: give at least {ROWS * HELD_OUT_EVERY} in "
-                f"shards of {ROWS} or more, because every twentieth block of {ROWS} is held out"
+                f"{files.where} holds {sum(shard.rows for shard in files.shards)} rows, and its {split} part is empty: "
+                f"give at least two blocks of {self.rows} rows, or a folder --held-out"
             )
-        order = grain.MapDataset.range(len(self.blocks))
+        order = grain.MapDataset.range(len(self))
         self.order = order if seed is None else order.seed(seed).shuffle().repeat()
 
     def __len__(self):
-        return len(self.blocks)
+        return int(self._ends[-1])
+
+    @property
+    def order_name(self) -> str:
+        return f"all {len(self)} blocks"
+
+    @cached_property
+    def count(self) -> int:
+        """Rows that count, of all blocks once."""
+        count = 0
+        for shard in range(len(self.files.shards)):
+            start, stop = self._range(shard)
+            for part in range(start, stop, COUNTED):
+                count += self._count(shard, part, min(part + COUNTED, stop))
+        return count
+
+    @cached_property
+    def masked(self) -> bool:
+        """Whether some rows do not count, those before `first` aside."""
+        return self.count < len(self) * (self.rows - self.first)
 
     def host(self, start, stop):
-        where = [self.blocks[int(self.order[i])] for i in range(start, stop)]
-        return np.stack([np.asarray(self.shards[s][1][r : r + ROWS], np.float32) for s, r in where])
+        return np.stack([self._block(int(self.order[i])) for i in range(start, stop)])
+
+    def kept(self, host):
+        """Which rows count, bool [c, rows]."""
+        return ~jnp.isnan(host[..., 0]) & (jnp.arange(self.rows) >= self.first)
 
     def activations(self, host):
-        return (host,)
+        return (jnp.where(jnp.isnan(host), 0, host),)
+
+    def _block(self, number: int) -> np.ndarray:
+        shard = int(np.searchsorted(self._ends, number, "right")) - 1
+        step = self.files.shards[shard].context or ROWS
+        start = step * int(self._first[shard] + number - self._ends[shard])
+        rows = self.files.shards[shard].read(start, min(start + step, self.files.shards[shard].rows))
+        out = self.files.left_out(shard, start, start + len(rows), self.skip)
+        block = np.full(self.shape, np.nan, np.float32)
+        block[: len(rows)] = np.where(out[:, None], np.nan, rows)
+        return block
+
+    def _range(self, shard: int) -> tuple[int, int]:
+        """The rows of a shard that are of the split."""
+        step, rows = self.files.shards[shard].context or ROWS, self.files.shards[shard].rows
+        first, blocks = int(self._first[shard]), int(self._ends[shard + 1] - self._ends[shard])
+        return min(first * step, rows), min((first + blocks) * step, rows)
+
+    def _count(self, shard: int, start: int, stop: int) -> int:
+        out = self.files.left_out(shard, start, stop, self.skip)
+        if self.first:
+            out |= np.arange(start, stop) % self.files.shards[shard].context < self.first
+        return stop - start - int(np.count_nonzero(out))
 
 
-def open_shards(folder: str) -> tuple[list, int]:
-    """The shards of a folder, of which headers alone are read, and their width. Raises BadInput if they differ."""
-    shards = [_open(path) for path in _shard_paths(folder)]
-    return shards, _common_width(shards)
-
-
-def _shard_paths(folder: str) -> list[Path]:
-    paths = sorted(p for p in Path(folder).glob("*") if p.suffix in (".npy", ".safetensors"))
-    if not paths:
-        raise BadInput(f"{folder} holds no activations: give a folder of .npy or .safetensors files [rows, d]")
-    return paths
-
-
-def _open(path: Path):
-    """(path, rows [rows, d]) without reading the rows."""
-    try:
-        rows = _npy_rows(path) if path.suffix == ".npy" else _safetensors_rows(path)
-    except BadInput:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{path} cannot be read, give a whole file: {error}") from error
-    if rows.ndim != 2 or not (rows.dtype.kind in "fiu" or rows.dtype == ml_dtypes.bfloat16):
+def _check_skips(files: Files, skip: tuple[int, ...], skip_first: bool):
+    if skip and any(shard.tokens is None for shard in files.shards):
         raise BadInput(
-            f"{path} has shape {list(rows.shape)} and type {rows.dtype}: activations are real numbers [rows, d]"
+            f"{files.where} does not say which tokens its rows are of, so none can be left out: give token ids beside "
+            "the activations as tokens.npy or as an array `tokens` in each shard, or leave out --skip-tokens"
         )
-    return path, rows
-
-
-def _npy_rows(path: Path):
-    rows = np.lib.format.open_memmap(path, mode="r")
-    # NumPy has no name for bfloat16 in its files; nothing else that is saved there has two bytes and no name.
-    return rows.view(ml_dtypes.bfloat16) if rows.dtype == np.dtype("V2") else rows
-
-
-def _safetensors_rows(path: Path):
-    """The single 2-D tensor of a safetensors file, memory-mapped: the file is a header and then raw numbers."""
-    header, start = safetensors_rows.header(path)
-    tensors = {name: t for name, t in header.items() if name != "__metadata__" and len(t["shape"]) == 2}
-    if len(tensors) != 1:
-        raise BadInput(f"{path} holds {len(tensors)} tensors [rows, d]: a shard holds exactly one")
-    (tensor,) = tensors.values()
-    names = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "BF16": ml_dtypes.bfloat16}
-    if tensor["dtype"] not in names:
-        raise BadInput(f"{path} is of type {tensor['dtype']}: allowed are {', '.join(names)}")
-    offset = start + tensor["data_offsets"][0]
-    return np.memmap(path, names[tensor["dtype"]], "r", offset, tuple(tensor["shape"]))
-
-
-def _common_width(shards) -> int:
-    width = shards[0][1].shape[1]
-    for path, rows in shards:
-        if rows.shape[1] != width:
-            raise BadInput(
-                f"{path} has activations of width {rows.shape[1]}, but {shards[0][0]} of width {width}: "
-                "all shards of a folder have one width"
-            )
-    return width
-
-
-def fingerprint_of(shards) -> str:
-    """Names shards by their names, shapes and times of change: they may be too large to be read for it."""
-    facts = [(path.name, rows.shape, str(rows.dtype), path.stat().st_mtime_ns) for path, rows in shards]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
-
-
-def _check_finite(shards, passed: Path):
-    """One bad number makes every weight NaN, so all are checked, once: the file `passed` remembers."""
-    if passed.exists():
-        return
-    total = sum(rows.nbytes for _, rows in shards)
-    quiet = total < 1 << 30 or not processes.is_primary()
-    with tqdm(total=total, unit="B", unit_scale=True, desc="checking activations", disable=quiet) as bar:
-        for path, rows in shards:
-            for start in range(0, len(rows), 65536):
-                block = np.asarray(rows[start : start + 65536], np.float32)
-                bad = np.argwhere(~np.isfinite(block))
-                if len(bad):
-                    row, column = bad[0]
-                    raise BadInput(
-                        f"{path} holds {block[row, column]} at row {start + row}, column {column}: "
-                        "activations must be finite numbers; remove such rows"
-                    )
-                bar.update(block.nbytes)
-    passed.parent.mkdir(parents=True, exist_ok=True)
-    passed.touch()
+    if skip_first and files.shards[0].context is None:
+        raise BadInput(
+            f"{files.where} holds rows without positions, so position 0 cannot be left out: give arrays [b, T, d], or "
+            "token ids [b, T] beside the activations, or --no-skip-first"
+        )

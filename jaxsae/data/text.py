@@ -1,75 +1,136 @@
 """Text sources: where documents come from. A source is named by a string:
 
-    stdlib                          the Python standard library's own source files, one document a file
-    PATH or GLOB                    .txt (split where a line is <|endoftext|>), .jsonl (the field "text"),
-                                    these compressed as .gz or .xz, and .tar, .tar.gz, .tar.xz, .zip of them
-    tfds:NAME[/CONFIG][:SPLIT]      a tensorflow-datasets dataset with a text feature
-    hf:NAME[:SPLIT]                 a Hugging Face dataset (a hub name or a local folder) with a column "text"
+    stdlib                                    the Python standard library's own source files, one document a file
+    PATH, GLOB or FOLDER, [#COLUMN]           files as in formats.py; of a folder those below it with a known ending,
+                                              in the order of their names, or what `save_to_disk` wrote
+    tfds:NAME[/CONFIG][:SPLIT][#COLUMN]       a tensorflow-datasets dataset with a text feature
+    hf:NAME[/CONFIG][:SPLIT][#COLUMN]         a Hugging Face dataset: NAME is OWNER/NAME, one word (without
+                                              CONFIG), or a local folder
+    tokens:PATH[#COLUMN]                      token ids instead of text, of any of these but .txt and .csv, and of .npy
+
+SPLIT is train by default, COLUMN "text" (of token ids: "input_ids" or "tokens"). A column that holds the messages of
+chats is read through the tokenizer's chat template.
 
 Documents come in a fixed order, so everything made of them is a pure function of an index.
 """
 
 import glob
-import gzip
 import hashlib
-import io
-import json
-import lzma
 import sysconfig
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from jaxsae.data import formats, tables
+from jaxsae.data.formats import END_OF_TEXT as END_OF_TEXT
+from jaxsae.data.records import Bad, Document, Reading
 from jaxsae.errors import BadInput
 
-END_OF_TEXT = "<|endoftext|>"
-KINDS = (
-    "stdlib, a file or glob of .txt or .jsonl (also .gz, .xz, .tar, .tar.gz, .tgz, .tar.xz, .zip of them), tfds:..., "
-    "hf:..."
-)
+KINDS = f"stdlib, a file, glob or folder of {formats.ALLOWED}, tfds:..., hf:..., tokens:..."
+
+
+@dataclass(frozen=True)
+class Named:
+    """A text source, by the parts of its name."""
+
+    kind: str  # stdlib, files, tfds or hf
+    name: str
+    config: str | None = None
+    split: str = "train"
+    column: str | None = None
+    ids: bool = False
+
+
+def parse(source: str) -> Named:
+    """The parts of a source's name."""
+    if source.startswith("tokens:"):
+        return replace(parse(source.removeprefix("tokens:")), ids=True)
+    if source == "stdlib":
+        return Named("stdlib", source)
+    kind, prefixed, rest = source.partition(":")
+    if not prefixed or kind not in ("tfds", "hf"):
+        # The name of a file is taken as it is, whatever it holds.
+        name, _, column = (source, "", "") if Path(source).exists() else source.rpartition("#")
+        return Named("files", name or column, column=column if name and column else None)
+    rest, _, column = rest.partition("#")
+    name, _, split = rest.partition(":")
+    config = None
+    if kind == "hf" and name.count("/") == 2 and not Path(name).exists():
+        name, _, config = name.rpartition("/")
+    return Named(kind, name, config, split or "train", column or None)
 
 
 def is_path(source: str) -> bool:
-    """Whether a text source is a file or a pattern of files."""
-    return source != "stdlib" and not source.startswith(("tfds:", "hf:"))
+    """Whether a text source is a file, a folder, or a pattern of files, after `tokens:` if it begins so."""
+    return parse(source).kind == "files"
 
 
-def documents(sources: Sequence[str]) -> Iterator[str]:
-    """The non-empty documents of the sources, in order. Raises BadInput for a source that cannot be read."""
+def are_ids(sources: Sequence[str]) -> bool:
+    """Whether the sources hold token ids. Raises BadInput if only some do."""
+    kinds = {parse(source).ids for source in sources}
+    if len(kinds) > 1:
+        raise BadInput(f"--text {' '.join(sources)} mixes text and token ids: give only one kind")
+    return kinds == {True}
+
+
+def documents(
+    sources: Sequence[str],
+    bad: Callable[[str], None] | None = None,
+    render: Callable[[list], str] | None = None,
+    vocab_size: int | None = None,
+) -> Iterator[Document]:
+    """The non-empty documents of the sources, in order: texts, or token ids int32 [N] of `tokens:` sources.
+
+    `bad` is told of each record that cannot be read, by default it raises BadInput; `render` makes texts of chats;
+    `vocab_size` is that of the model (needed for token ids). Raises BadInput for a source that cannot be read at all.
+    """
     for source in sources:
-        empty = True
-        for text in _open(source):
-            if text and not text.isspace():
+        named, empty, first_bad = parse(source), True, None
+        if named.ids and vocab_size is None:
+            raise ValueError("token ids need a vocabulary")
+        for document in _open(named, source, Reading(named.column, vocab_size if named.ids else None, render)):
+            if isinstance(document, Bad):
+                if bad is None:
+                    raise BadInput(document.reason)
+                first_bad = first_bad or document.reason
+                bad(document.reason)
+            elif len(document) if isinstance(document, np.ndarray) else document and not document.isspace():
                 empty = False
-                yield text
+                yield document
+        if empty and first_bad:
+            raise BadInput(f"the text source {source!r} holds no document that can be read: {first_bad}")
         if empty:
             raise BadInput(f"the text source {source!r} holds no text: give a source with at least one document")
 
 
 def fingerprint(sources: Sequence[str]) -> str:
-    """A digest that changes when the text of the sources does: of the bytes of files, of the names of data sets."""
+    """A digest that changes when the text of the sources does, and not with the place or the names of files.
+
+    Of files: their bytes in order, what their endings say, and the column; of data sets of tensorflow-datasets and of
+    the hub: their names.
+    """
     digest = hashlib.sha256()
     for source in sources:
-        if source.startswith(("tfds:", "hf:")):
-            digest.update(source.encode())
-        for path in _fingerprinted(source):
-            digest.update(b"\0file\0" + path.name.encode())
-            with _readable(path), path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+        named = parse(source)
+        paths = _files(named, source)
+        parts = [named.column, named.ids]
+        if not paths or named.kind == "hf":
+            # Splits of a local folder follow from the names in it.
+            parts += [named.config, named.split]
+        digest.update(repr([named.kind if paths else source, *parts]).encode())
+        for path in paths:
+            ending = formats.ENDINGS.search(path.name)
+            place = path.relative_to(named.name).as_posix() if named.kind == "hf" else ending and ending[0]
+            digest.update(repr([place, path.stat().st_size]).encode())
+            try:
+                with path.open("rb") as file:
+                    while block := file.read(1 << 20):
+                        digest.update(block)
+            except OSError as error:
+                raise BadInput(f"{path} cannot be read: {error}") from error
     return digest.hexdigest()
-
-
-def _fingerprinted(source: str) -> list[Path]:
-    if source.startswith("tfds:"):
-        return []
-    if source.startswith("hf:"):
-        # A hub name has no files here; a local folder has.
-        name, _ = _name_and_split(source.removeprefix("hf:"))
-        return sorted(path for path in Path(name).rglob("*") if path.is_file())
-    return _paths(source)
 
 
 def stdlib_files() -> list[Path]:
@@ -82,170 +143,50 @@ def stdlib_files() -> list[Path]:
     return [root / n for n in sorted(kept, key=lambda n: n.as_posix())]
 
 
-def _paths(source: str) -> list[Path]:
-    if source == "stdlib":
+def _files(named: Named, source: str) -> list[Path]:
+    """The files of a source, in order; none of a data set that is known by its name."""
+    path = Path(named.name)
+    if named.kind == "stdlib":
         return stdlib_files()
-    # The name of a file is taken as it is, whatever brackets it holds.
-    names = [source] if Path(source).is_file() else sorted(glob.glob(source, recursive=True))
-    files = [Path(name) for name in names if Path(name).is_file()]
+    if named.kind == "tfds":
+        return []
+    if named.kind == "hf":
+        if not path.is_dir():
+            return []
+        return tables.saved_files(_saved(named)) or sorted(p for p in path.rglob("*") if p.is_file())
+    if named.name and path.is_dir():
+        files = tables.saved_files(path) or _known(path)
+    elif path.is_file():
+        files = [path]
+    else:
+        files = [Path(name) for name in sorted(glob.glob(named.name, recursive=True)) if Path(name).is_file()]
     if not files:
         raise BadInput(f"the text source {source!r} matches no file: allowed are {KINDS}")
     return files
 
 
-def _open(source: str) -> Iterator[str]:
-    if source.startswith("tfds:"):
-        return _tfds(source.removeprefix("tfds:"))
-    if source.startswith("hf:"):
-        return _huggingface(source.removeprefix("hf:"))
-    if source == "stdlib":
-        return _stdlib()
-    return (text for path in _paths(source) for text in _file(path))
+def _saved(named: Named) -> Path:
+    """The folder of a local data set, or of its split if `save_to_disk` wrote several."""
+    folder = Path(named.name)
+    return folder / named.split if (folder / "dataset_dict.json").is_file() else folder
 
 
-def _stdlib() -> Iterator[str]:
-    for path in stdlib_files():
-        # A few files are in another encoding on purpose (they test the tokenizer); their bytes are still text.
-        yield path.read_text("utf-8", errors="replace")
+def _known(folder: Path) -> list[Path]:
+    """The files below a folder that have a known ending, but for hidden ones."""
+    paths = [p.relative_to(folder) for p in folder.rglob("*") if p.is_file() and formats.ENDINGS.search(p.name)]
+    shown = [p for p in paths if not any(part.startswith(".") for part in p.parts)]
+    return [folder / p for p in sorted(shown, key=lambda p: p.as_posix())]
 
 
-# What the standard library raises for damaged files; RuntimeError is a zip file that wants a password.
-BROKEN = (OSError, EOFError, RuntimeError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
-
-
-class _readable:
-    """Turns what goes wrong while `path` is read into one clear error."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, UnicodeDecodeError):
-            byte = error.object[error.start]
-            raise BadInput(
-                f"{self.path} is not UTF-8 text (it holds the byte {byte:#04x}): convert it first"
-            ) from error
-        if isinstance(error, BROKEN):
-            raise BadInput(f"{self.path} cannot be read, give a whole file: {error}") from error
-
-
-class _Member(tarfile.TarInfo):
-    """A member of an archive that has to end as archives do; tarfile itself takes a damaged header for the end."""
-
-    @classmethod
-    def fromtarfile(cls, archive):
-        try:
-            return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"the archive is damaged or cut off ({error})") from error
-
-
-def _file(path: Path) -> Iterator[str]:
-    with _readable(path), path.open("rb") as stream:
-        yield from _stream(stream, path.name, str(path))
-
-
-def _stream(stream, name: str, shown: str) -> Iterator[str]:
-    """The documents in a binary stream, by the endings of its name."""
-    if name.endswith(".tar"):
-        with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Member) as archive:
-            for member in archive:
-                if member.isfile():
-                    yield from _stream(archive.extractfile(member), member.name, f"{shown}:{member.name}")
-        # The checksum of a compressed archive is checked where its stream ends, after the archive's own end.
-        while stream.read(1 << 20):
-            pass
-    elif name.endswith(".zip"):
-        with zipfile.ZipFile(stream) as archive:
-            for member in archive.namelist():
-                if not member.endswith("/"):
-                    with archive.open(member) as inner:
-                        yield from _stream(inner, member, f"{shown}:{member}")
-    elif name.endswith(".tgz"):
-        yield from _stream(gzip.open(stream), name.removesuffix(".tgz") + ".tar", shown)
-    elif name.endswith(".gz"):
-        yield from _stream(gzip.open(stream), name.removesuffix(".gz"), shown)
-    elif name.endswith(".xz"):
-        yield from _stream(lzma.open(stream), name.removesuffix(".xz"), shown)
-    elif name.endswith(".jsonl"):
-        yield from _json_lines(io.TextIOWrapper(stream, "utf-8"), shown)
-    elif name.endswith(".txt"):
-        yield from _split(io.TextIOWrapper(stream, "utf-8"))
+def _open(named: Named, source: str, reading: Reading) -> Iterator[Document | Bad]:
+    if named.kind == "tfds":
+        yield from tables.tensorflow_datasets(named.name, named.split, source, reading)
+    elif named.kind == "hf" and not (Path(named.name).is_dir() and tables.saved_files(_saved(named))):
+        yield from tables.hugging_face(named.name, named.config, named.split, source, reading)
+    elif named.kind == "stdlib":
+        for path in stdlib_files():
+            # A few files are in another encoding on purpose (they test the tokenizer); their bytes are still text.
+            yield path.read_text("utf-8", errors="replace")
     else:
-        raise BadInput(f"{shown} is of no known format: allowed are {KINDS}")
-
-
-def _split(lines: Iterable[str]) -> Iterator[str]:
-    document = []
-    for line in lines:
-        if line.strip() == END_OF_TEXT:
-            yield "".join(document)
-            document = []
-        else:
-            document.append(line)
-    yield "".join(document)
-
-
-def _json_lines(lines: Iterable[str], shown: str) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)["text"]
-            text.encode()  # JSON can name half a character, which no tokenizer takes
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadInput(
-                f'{shown}, line {number}: every line must be a JSON object with a field "text" that is a string'
-            ) from error
-        yield text
-
-
-def _name_and_split(source: str) -> tuple[str, str]:
-    name, _, split = source.partition(":")
-    return name, split or "train"
-
-
-def _tfds(source: str) -> Iterator[str]:
-    import tensorflow_datasets as tfds
-
-    name, split = _name_and_split(source)
-    try:
-        data = tfds.data_source(name, split=split)
-    except Exception as error:  # tfds has no common base class for what goes wrong here
-        # The rest of a long message lists every dataset that there is.
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise BadInput(
-            f"tfds:{source} cannot be loaded: {reason} (give tfds:NAME[/CONFIG][:SPLIT] of a dataset that is prepared "
-            "under $TFDS_DATA_DIR, or that can be downloaded)"
-        ) from error
-    features = data.dataset_info.features
-    keys = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]
-    if not keys:
-        raise BadInput(f"tfds:{source} has no text feature, only {', '.join(features.keys())}: give another dataset")
-    key = "text" if "text" in keys else keys[0]
-    for example in data:
-        # tfds reads bytes, but its mock makes strings.
-        yield example[key] if isinstance(example[key], str) else example[key].decode()
-
-
-def _huggingface(source: str) -> Iterator[str]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise BadInput(f'hf:{source} needs the package datasets: pip install "jaxsae[hf]"') from error
-
-    name, split = _name_and_split(source)
-    try:
-        data = datasets.load_dataset(name, split=split, streaming=True)
-        columns = next(iter(data)).keys()
-    except Exception as error:  # datasets, huggingface_hub, fsspec and pyarrow each raise their own
-        raise BadInput(f"hf:{source} cannot be loaded: {type(error).__name__}: {error}") from error
-    if "text" not in columns:
-        raise BadInput(f'hf:{source} has no column "text", only {", ".join(columns)}: give another dataset')
-    for example in data:
-        yield example["text"]
+        for path in _files(named, source):
+            yield from formats.read(path, reading)

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import jax
 
+from jaxsae.distributed import devices
 from jaxsae.errors import BadInput
 
 T = TypeVar("T")
@@ -68,10 +69,21 @@ class DistributedConfig:
 def start(config: DistributedConfig):
     """Join the other processes if `config` says that there are some; must come before any use of devices.
 
-    Raises BadInput if they cannot be found. If they do not all come, JAX aborts after STARTUP_TIMEOUT_S seconds.
+    Raises BadInput if they cannot be found, or if this process sees fewer devices than the job gives it. If they do not
+    all come, JAX aborts after STARTUP_TIMEOUT_S seconds.
     """
-    if not config.distributed or jax.distributed.is_initialized():
+    if jax.distributed.is_initialized():
         return
+    if config.distributed:
+        _join(config)
+    if lacking := devices.lacking(os.environ, jax.default_backend(), jax.local_device_count()):
+        raise BadInput(lacking)
+
+
+def _join(config: DistributedConfig):
+    # On CPUs, programs that do not depend on each other would run side by side, and their collectives in another order
+    # in each process: both would wait for ever.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     # JAX's own handler of SIGTERM would take the place of the training loop's.
     jax.config.update("jax_enable_preemption_service", False)
     address = {}
@@ -98,9 +110,9 @@ def start(config: DistributedConfig):
             f"--distributed found no Slurm, Open MPI, GKE or Cloud TPU that says which processes there are "
             f"({_line(error)}): start it there, or give --coordinator HOST:PORT --processes N --process I"
         ) from error
-    devices = Counter(device.process_index for device in jax.devices())
-    if len(set(devices.values())) > 1:
-        raise BadInput(f"the processes have {sorted(devices.values())} devices: give each of them the same number")
+    counts = Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        raise BadInput(f"the processes have {sorted(counts.values())} devices: give each of them the same number")
 
 
 def _reach(coordinator: str):

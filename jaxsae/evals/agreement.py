@@ -4,13 +4,14 @@
 
 P distinct prefixes, T positions, R rows (a prefix with a right and a wrong answer), V answers, d width. The number of
 a row is logit(right) - logit(wrong), of the answers' first tokens after the prefix; m is its mean over rows. End of
-text stands before every prefix, and reconstructions are at every position, there too.
+text stands before every prefix. Reconstructions are at every position, there too, except what --skip-first and
+--skip-tokens left out of training.
 
 A prefix is run once however many rows share it, and of its last token only the answers' logits are computed. Prefixes
 are split over all devices of the mesh that is set.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from jaxsae.errors import BadInput
 from jaxsae.evals.interface import Evaluation
 from jaxsae.evals.pairs import Pairs, read, tokenise
 from jaxsae.evals.readout import answers, everywhere, numbers, readout_of, split, stream_at
-from jaxsae.evals.subject import Subject, reconstruct
+from jaxsae.evals.subject import Subject, put_in, reconstruct
 from jaxsae.evals.topk_curve import topk_curve
 from jaxsae.lm.architecture import block_ends
 from jaxsae.lm.model import LM
@@ -52,12 +53,12 @@ def run(subject: Subject, config: Config) -> dict[str, dict]:
     """{template: {metric: number}}, templates called as their files are, and the tokens of all prefixes."""
     tokenizer, out = subject.tokenizer(), {"tokens": 0}
     for path in _files(config):
-        pairs, dropped = tokenise(read(path, config.examples), tokenizer)
+        pairs, dropped = _pairs(subject, tokenizer, path, config.examples)
         measured = faithfulness(subject.lm, subject.sae, subject.hook, pairs)
         out["tokens"] += int(np.sum(np.asarray(pairs.last) + 1))
         out[path.stem] = {"rows": len(pairs.row), "dropped": sum(dropped.values()), **measured}
         if config.curve_examples:
-            pairs, _ = tokenise(read(path, config.curve_examples), tokenizer)
+            pairs, _ = _pairs(subject, tokenizer, path, config.curve_examples)
             curve = topk_curve(subject.lm, subject.sae, subject.hook, pairs)
             shares = [float(share) for share in curve.faithfulness]
             out[path.stem]["curve"] = {"k": curve.ks.tolist(), "faithfulness": shares, "active": len(curve.latents)}
@@ -73,6 +74,12 @@ def check(subject: Subject, config: Config):
     _files(config)
     block_ends(subject.lm.config, subject.hook)
     subject.tokenizer()
+
+
+def _pairs(subject: Subject, tokenizer, path: Path, limit: int) -> tuple[Pairs, dict]:
+    """A file's pairs, and how many were dropped; reconstructions are put in where the subject's source keeps tokens."""
+    pairs, dropped = tokenise(read(path, limit), tokenizer)
+    return (pairs if subject.keeps_all else replace(pairs, kept=np.asarray(subject.source.kept(pairs.tokens)))), dropped
 
 
 def _files(config: Config) -> list[Path]:
@@ -129,16 +136,18 @@ def _three(lm, sae, pairs, hook):
     def logits(model, last, *streams):
         return tuple(answers(*model, stream, last, hook) for stream in streams)
 
-    three = everywhere(logits, (lm, readout), pairs.last, x, reconstruct(sae, x), jnp.zeros_like(x))
+    xhat = reconstruct(sae, x, kept=pairs.kept)
+    empty = jnp.zeros_like(x) if pairs.kept is None else put_in(jnp.zeros_like(x), x, pairs.kept)
+    three = everywhere(logits, (lm, readout), pairs.last, x, xhat, empty)
     return jnp.stack([numbers(logits, pairs) for logits in three])
 
 
 EVALUATION = Evaluation(
     run,
     """Pairs of a prefix and two verb forms. m is the mean of logit(right) - logit(wrong) after the prefix, with end of
-    text before it and the reconstruction, of latents that are chosen exactly, at every position; faithfulness is
-    m_sae / m_model, faithfulness_paper (m_sae - m_empty) / (m_model - m_empty), where m_empty has zeros for the
-    activation.""",
+    text before it and the reconstruction, of latents that are chosen exactly, at every position that training did not
+    leave out; faithfulness is m_sae / m_model, faithfulness_paper (m_sae - m_empty) / (m_model - m_empty), where
+    m_empty has zeros in the reconstruction's place.""",
     Config,
     needs_lm=True,
     check=check,

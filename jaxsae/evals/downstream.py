@@ -1,12 +1,13 @@
 """What the language model loses if an autoencoder's reconstruction takes the activation's place (sec. 3.4).
 
-b contexts, T positions, V vocabulary. The substitution is at every position. CE in nats of the next token, so T - 1
-positions have one; what compares two distributions, such as KL(original || substituted), at all T.
+b contexts, T positions, V vocabulary. CE in nats of the next token, so at most T - 1 positions have one; what compares
+two distributions, such as KL(original || substituted), at all T.
 """
 
 import jax
 import jax.numpy as jnp
 
+from jaxsae.evals.reconstruction import ratio
 from jaxsae.lm.hooks import parse
 from jaxsae.lm.model import LM, run, suffix
 
@@ -57,11 +58,13 @@ def log_probabilities(lm: LM, tokens, hook: str, activations: list):
     return jax.nn.log_softmax(logits.reshape(count, -1, *logits.shape[1:]))
 
 
-def losses(lm: LM, tokens, hook: str, x, substitutes: dict, zero=None):
+def losses(lm: LM, tokens, hook: str, x, substitutes: dict, zero=None, kept=None):
     """Losses [b, T] per token: of the original pass and of zero-ablation, and {name: losses} of each substitute
-    [b, T, d] for x. `zero` [1, T, V] are the log-probabilities of zero-ablation, if they are shared and known.
+    [b, T, d] for x. `zero` [1, T, V] are the log-probabilities of zero-ablation, if they are shared and known; else
+    zeros are put in at the tokens in `kept` [b, T], all if None.
     """
-    unknown = [] if zero is not None else [jnp.zeros_like(x)]
+    zeros = jnp.zeros_like(x) if kept is None else jnp.where(kept[..., None], 0, x)
+    unknown = [] if zero is not None else [zeros]
     original, *new = log_probabilities(lm, tokens, hook, [x, *substitutes.values(), *unknown])
     zero = new.pop() if zero is None else jnp.broadcast_to(zero, original.shape)
     shared = {"ce_original": cross_entropy(original, tokens), "ce_zero": cross_entropy(zero, tokens)}
@@ -84,6 +87,7 @@ def metrics(shared: dict, own: dict, predicted: float, tokens: float) -> dict[st
         "ce_original": float(original),
         "ce_substituted": float(substituted),
         "delta_ce": float(substituted - original),
-        "ce_recovered": float((zero - substituted) / (zero - original)),
+        # None if zeros change nothing, because they are put in nowhere.
+        "ce_recovered": ratio(zero - substituted, zero - original),
         **{name: float(own[name] / tokens) for name in COMPARISONS},
     }

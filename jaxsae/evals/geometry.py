@@ -64,12 +64,12 @@ def check(subject: Subject, config: Config):
 
 
 def frequencies(subject: Subject) -> np.ndarray:
-    """Share of the subject's tokens on which each latent has a value other than 0: float64 [n]; position 0 counts."""
+    """Share of the tokens that are kept on which each latent has a value other than 0: float64 [n]."""
     total = np.zeros(subject.sae.n, np.int64)
     with jax.set_mesh(subject.mesh):
         for batch in subject.batches(title="geometry"):
-            total += np.asarray(_counts(subject.sae, subject.activations(batch), batch.mask, subject.selection))
-    return total / subject.rows
+            total += np.asarray(_counts(subject.sae, subject.activations(batch), batch.kept, subject.selection))
+    return total / max(subject.rows, 1)
 
 
 def alive(frequencies) -> np.ndarray:
@@ -106,12 +106,11 @@ def _summary(values) -> dict[str, float]:
 
 
 @partial(jax.jit, static_argnames="selection")
-def _counts(sae, x, mask, selection):
-    """On how many tokens of x [b, T, d], of the contexts in `mask` [b], each latent is active: int32 [n]."""
+def _counts(sae, x, kept, selection):
+    """On how many tokens of x [b, T, d], of those in `kept` [b, T], each latent is active: int32 [n]."""
     b, T, d = x.shape
-    among = jnp.broadcast_to(mask[:, None], (b, T), out_sharding=TOKENS)
     flat = lambda a, *rest: lax.reshape(a, (b * T, *rest), out_sharding=TOKENS)
-    count = latents.counts(sae, flat(jax.reshard(x, TOKENS), d), flat(among), selection)
+    count = latents.counts(sae, flat(jax.reshard(x, TOKENS), d), flat(kept), selection)
     return jax.reshard(count, REPLICATED)
 
 
@@ -153,9 +152,10 @@ def figure(result: dict, path: Path):
 
 EVALUATION = Evaluation(
     run,
-    """A latent is alive if its value is not 0 on at least one token, position 0 included, with weights at rest;
-    frequency is the share of such tokens. Cosines are signed, of decoder rows of living latents: nearest_other with
-    another living latent of the same autoencoder, nearest_in_other with any latent of the second one.""",
+    """A latent is alive if its value is not 0 on at least one token of those that training read (position 0 included,
+    except with --skip-first), with weights at rest; frequency is the share of such tokens. Cosines are signed, of
+    decoder rows of living latents: nearest_other with another living latent of the same autoencoder, nearest_in_other
+    with any latent of the second one.""",
     Config,
     check=check,
     figure=figure,

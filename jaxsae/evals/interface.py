@@ -17,7 +17,7 @@ class Evaluation:
                             mesh is set
     protocol                how the numbers are measured, in words
     check(subject, config)  raises BadInput if they cannot be measured there
-    figure(result, path)    draws what `run` returned
+    figure(result, path)    draws what `run` returned; of `standard`, all that eval.json says
     """
 
     run: Callable[[Subject, Any], dict]

@@ -1,9 +1,9 @@
 """later_layers: how far the residual stream is from the original downstream of an autoencoder, layer by layer (Braun et
 al. 2024, sec. 3.3, app. B).
 
-b contexts, T positions, d width. The reconstruction is at every position. Every number is given for all positions, for
-position 0 alone (`pos0_`) and for the others (`no_pos0_`): GPT-2's stream is tens of times longer at position 0, so
-there a squared error says little about the rest.
+b contexts, T positions, d width. The reconstruction is put in at the tokens that training read, and all numbers are
+over these. Every number is given for all positions, for position 0 alone (`pos0_`) and for the others (`no_pos0_`):
+GPT-2's stream is tens of times longer at position 0, so there a squared error says little about the rest.
 
 mse                            mean over b, T and d of (changed - original)^2, in squared units of the stream
 explained_variance             1 - sum ||changed - original||^2 / sum ||original - E original||^2, sums over all tokens
@@ -48,11 +48,12 @@ def run(subject: Subject, config: Config) -> dict[str, dict[str, float | None]]:
     """{place: {metric: value}} for the places of `places`.
 
     The `_paper` and `_swapped` values depend on the batch, whose mean they use. A view of which all tokens are equal
-    (position 0, if every context begins alike) has no variance to explain: its explained variances are None.
+    (position 0, if every context begins alike) has no variance to explain: its explained variances are None. All is
+    None of a view without tokens (position 0 with --skip-first).
     """
     total: dict = {}
     for batch in subject.batches(config.batch, "later layers"):
-        new = _batch(subject.lm, subject.sae, batch.host, batch.mask, subject.hook, subject.selection)
+        new = _batch(subject.lm, subject.sae, subject.text(batch)[0], batch.kept, subject.hook, subject.selection)
         for key, value in jax.device_get(new).items():
             total[key] = merge(total[key], value) if key in total else value
     out: dict[str, dict] = {place: {} for place in places(subject.hook, subject.lm.config.n_layer)}
@@ -69,15 +70,16 @@ def places(hook: str, n_layer: int) -> list[str]:
     return [hook, *(f"blocks.{layer}.hook_resid_post" for layer in range(first, n_layer))]
 
 
-def streams(lm: LM, sae: SAE, tokens, hook: str, selection: Selection = EXACT) -> dict[str, tuple]:
+def streams(lm: LM, sae: SAE, tokens, hook: str, selection: Selection = EXACT, kept=None) -> dict[str, tuple]:
     """{place: (original, changed)}, [b, T, d] each, if the reconstruction takes the activation's place at `hook`.
 
-    Contexts [b@data, T] are split over all devices of the mesh that is set.
+    It does at the tokens in `kept` [b, T] (default: all). Contexts [b@data, T] are split over all devices of the mesh
+    that is set.
     """
     here, *later = places(hook, lm.config.n_layer)
     unchanged = lambda lm, tokens: capture(lm, tokens, [here, *later])[0]
     original = on_contexts(unchanged, lm, tokens)
-    xhat = reconstruct(sae, original[here], selection)
+    xhat = reconstruct(sae, original[here], selection, kept)
     replaced = lambda lm, tokens, xhat: capture(lm, tokens, later, {here: lambda _: xhat})[0]
     changed = on_contexts(replaced, lm, tokens, xhat) if later else {}
     return {place: (original[place], {here: xhat, **changed}[place]) for place in (here, *later)}
@@ -85,7 +87,7 @@ def streams(lm: LM, sae: SAE, tokens, hook: str, selection: Selection = EXACT) -
 
 def explained_variance(prediction, target, layer_norm: bool = False, mask=None):
     """Of each token [b, T]: 1 - ||prediction - target||^2 / ||target - mean||^2, with the mean of all b T tokens, or of
-    those of the contexts in `mask` [b].
+    those in `mask` [b, T].
     """
     if layer_norm:
         prediction, target = _layer_norm(prediction), _layer_norm(target)
@@ -94,11 +96,10 @@ def explained_variance(prediction, target, layer_norm: bool = False, mask=None):
 
 
 def statistics(changed, original, at_autoencoder: bool = False, mask=None) -> dict:
-    """What `metrics` makes its numbers of, from one batch [b, T, d], or from its contexts in `mask` [b]."""
+    """What `metrics` makes its numbers of, from one batch [b, T, d], or from its tokens in `mask` [b, T]."""
     mean = _mean(original, mask)
     average = partial(_mean, mask=mask)
-    contexts = original.shape[0] if mask is None else mask.sum(dtype=jnp.int32)
-    tokens = jnp.asarray(contexts * original.shape[1])
+    tokens = jnp.asarray(original[..., 0].size if mask is None else mask.sum(dtype=jnp.int32))
     variance = partial(explained_variance, mask=mask)
     out = {
         "tokens": tokens,
@@ -128,11 +129,11 @@ POOLED = ("tokens", "error", "mean", "spread")
 def merge(a: dict, b: dict) -> dict:
     """Statistics of the tokens of both, in float64 (Chan et al. 1983); what is not pooled is a mean over tokens."""
     a, b = ({name: np.asarray(value, np.float64) for name, value in part.items()} for part in (a, b))
-    n = a["tokens"] + b["tokens"]
+    n = np.maximum(a["tokens"] + b["tokens"], 1)
     apart = b["mean"] - a["mean"]
     return {
         **{name: (a["tokens"] * a[name] + b["tokens"] * b[name]) / n for name in a if name not in POOLED},
-        "tokens": n,
+        "tokens": a["tokens"] + b["tokens"],
         "error": a["error"] + b["error"],
         "mean": a["mean"] + apart * b["tokens"] / n,
         "spread": a["spread"] + b["spread"] + apart @ apart * a["tokens"] * b["tokens"] / n,
@@ -140,11 +141,11 @@ def merge(a: dict, b: dict) -> dict:
 
 
 def metrics(statistics: dict) -> dict[str, float]:
-    """The numbers that the head of this file describes."""
+    """The numbers that the head of this file describes; NaN without tokens."""
     tokens, error, mean, spread = (np.asarray(statistics[name], np.float64) for name in POOLED)
     with np.errstate(divide="ignore", invalid="ignore"):
         pooled = {"mse": error / (tokens * len(mean)), "explained_variance": 1 - error / spread}
-    means = {name: value for name, value in statistics.items() if name not in POOLED}
+    means = {name: value if tokens else np.nan for name, value in statistics.items() if name not in POOLED}
     return {name: float(value) for name, value in (pooled | means).items()}
 
 
@@ -154,33 +155,34 @@ def _layer_norm(x):
 
 
 def _mean(a, mask=None):
-    """The mean of a [b, T, ...] over all tokens, or over those of the contexts in `mask` [b]."""
+    """The mean of a [b, T, ...] over all tokens, or over those in `mask` [b, T]; 0 if there are none."""
     if mask is None:
         return a.mean((0, 1))
-    kept = jnp.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, 0)
-    return kept.sum((0, 1)) / (mask.sum(dtype=a.dtype) * a.shape[1])
+    kept = jnp.where(mask.reshape(*mask.shape, *(1,) * (a.ndim - 2)), a, 0)
+    return kept.sum((0, 1)) / jnp.maximum(mask.sum(dtype=a.dtype), 1)
 
 
 @partial(jax.jit, static_argnames=("hook", "selection"))
-def _batch(lm, sae, tokens, mask, hook, selection):
+def _batch(lm, sae, tokens, kept, hook, selection):
     """{(place, view): statistics}; a context of one token has no positions but 0."""
     out = {}
-    for place, pair in streams(lm, sae, tokens, hook, selection).items():
+    for place, pair in streams(lm, sae, tokens, hook, selection, kept).items():
         # What is counted is small, so all of it may lie as the contexts of the autoencoder do.
         original, changed = (jax.reshard(a, TOKENS) for a in pair)
         for view, at in VIEWS.items():
             if tokens[:, at].size:
-                out[place, view] = statistics(changed[:, at], original[:, at], place == hook, mask)
+                out[place, view] = statistics(changed[:, at], original[:, at], place == hook, kept[:, at])
     return jax.tree.map(lambda a: jax.reshard(a, REPLICATED), out)
 
 
 EVALUATION = Evaluation(
     run,
-    """The reconstruction takes the activation's place at every position. All positions, position 0 alone (pos0_) and
-    the others (no_pos0_). mse: mean over tokens and width, squared units of the stream; explained_variance: pooled
-    over all tokens; _paper: mean over tokens of the ratio of each, from the mean of each batch of --later-
-    layers.batch contexts; _ln: after LayerNorm without gain and bias; _swapped: input as prediction, output as
-    target.""",
+    """The reconstruction takes the activation's place at every token that training read (not at padding, nor at what
+    --skip-first and --skip-tokens leave out), and all numbers are over these tokens. All positions, position 0 alone
+    (pos0_) and the others (no_pos0_). mse: mean over tokens and width, squared units of the stream;
+    explained_variance: pooled over all tokens; _paper: mean over tokens of the ratio of each, from the mean of each
+    batch of --later-layers.batch contexts; _ln: after LayerNorm without gain and bias; _swapped: input as prediction,
+    output as target.""",
     Config,
     needs_lm=True,
 )

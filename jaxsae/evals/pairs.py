@@ -28,6 +28,7 @@ class Pairs:
     right: Any  # [R] first token of its right answer, as an index into `answers`
     wrong: Any  # [R] and of its wrong one
     answers: Any  # [V] the distinct first tokens of all answers
+    kept: Any = None  # [P, T] bool, where reconstructions are put in; everywhere if None
 
 
 def read(path: str | Path, limit: int | None = None) -> list[dict]:
@@ -87,7 +88,8 @@ def fill(pairs: Pairs, multiple: int) -> Pairs:
     extra = -len(pairs.tokens) % multiple
     repeat = lambda a: np.concatenate([a, np.repeat(a[:1], extra, axis=0)])
     slots = np.concatenate([pairs.slots, np.full((extra, pairs.slots.shape[1]), -1, np.int32)])
-    fields = pairs.row, pairs.right, pairs.wrong, pairs.answers
+    kept = None if pairs.kept is None else repeat(pairs.kept)
+    fields = pairs.row, pairs.right, pairs.wrong, pairs.answers, kept
     return Pairs(repeat(pairs.tokens), slots, repeat(pairs.last), *fields)
 
 

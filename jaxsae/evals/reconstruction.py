@@ -14,17 +14,21 @@ import numpy as np
 VIEWS = {"all": slice(None), "no_pos0": slice(1, None)}
 
 
-def centers(x, mask) -> dict:
-    """{view: mean [d]} of the activations x [b, T, d] of the contexts in `mask` [b]: points to measure spreads from."""
-    sums = jnp.where(mask[:, None, None], x, 0).sum(0)
-    count = mask.sum(dtype=x.dtype)
-    return {view: sums[at].sum(0) / (count * len(sums[at])) for view, at in VIEWS.items() if len(sums[at])}
+def centers(x, kept) -> dict:
+    """{view: mean [d]} of the activations x [b, T, d] of the tokens in `kept` [b, T]: points to measure spreads from.
+
+    0 if there are none.
+    """
+    sums, counts = jnp.where(kept[..., None], x, 0).sum(0), kept.sum(0)
+    return {view: sums[at].sum(0) / jnp.maximum(counts[at].sum(), 1) for view, at in VIEWS.items()}
 
 
-def squares(x, mask, center: dict):
-    """({view: ||x - center||^2 [b, T]}, sum over the contexts in `mask` of x - center["all"] [T, d]), x [b, T, d]."""
-    spread = {view: ((x - point) ** 2).sum(-1) for view, point in center.items()}
-    return spread, jnp.where(mask[:, None, None], x - center["all"], 0).sum(0)
+def squares(x, kept, center: dict):
+    """({view: ||x - center||^2 [b, T]}, sum over contexts of x - center["all"] [T, d]), x [b, T, d]; 0 for the tokens
+    that are not in `kept` [b, T].
+    """
+    spread = {view: jnp.where(kept, ((x - point) ** 2).sum(-1), 0) for view, point in center.items()}
+    return spread, jnp.where(kept[..., None], x - center["all"], 0).sum(0)
 
 
 def spread_of(square, deviation, tokens):
@@ -34,24 +38,30 @@ def spread_of(square, deviation, tokens):
     return square - deviation @ deviation / tokens
 
 
-def nmse_by_position(error, square, deviation, contexts: int) -> list[float]:
-    """NMSE of each position, [T]: error and square [T], deviation [T, d]; E x is the mean over all positions."""
-    mean = deviation.sum(0) / (contexts * len(deviation))
-    spread = square - 2 * deviation @ mean + contexts * (mean @ mean)
-    return [float(value) for value in error / spread]
+def nmse_by_position(error, square, deviation, counts) -> list[float | None]:
+    """NMSE of each position, [T]: error, square and counts (of tokens) [T], deviation [T, d]; E x is the mean over all
+    tokens. None for positions without tokens.
+    """
+    mean = deviation.sum(0) / max(counts.sum(), 1)
+    return ratios(error, np.where(counts > 0, square - 2 * deviation @ mean + counts * (mean @ mean), 0))
 
 
-def ratio_error(numerator, denominator, ratio: float) -> float | None:
+def ratio(numerator: float, denominator: float) -> float | None:
+    """A quotient of sums; None if there is nothing to divide by."""
+    return float(numerator / denominator) if denominator else None
+
+
+def ratios(numerators, denominators) -> list[float | None]:
+    """`ratio` of each pair."""
+    return [ratio(a, b) for a, b in zip(numerators, denominators, strict=True)]
+
+
+def ratio_error(numerator, denominator, ratio: float | None) -> float | None:
     """The standard error of sum(numerator) / sum(denominator) over contexts [C], by linearisation.
 
-    None for fewer than two contexts.
+    With tokens as denominator, that of a mean over tokens. None for fewer than two contexts, or without a ratio.
     """
-    if len(numerator) < 2:
+    if len(numerator) < 2 or ratio is None:
         return None
     residual = numerator - ratio * denominator
     return float(np.sqrt(len(residual)) * residual.std(ddof=1) / denominator.sum())
-
-
-def mean_error(values) -> float | None:
-    """The standard error of the mean of values [C] of contexts; None for fewer than two."""
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None

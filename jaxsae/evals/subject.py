@@ -1,20 +1,22 @@
 """What is evaluated: an autoencoder on a mesh, the language model around it, and held-out contexts.
 
-b contexts of a batch, T tokens or rows of each, d width.
+b contexts of a batch, T tokens or rows of each, d width. What training left out (padding, --skip-first, --skip-tokens)
+an evaluation leaves as it was: there the activation stays, and counts in no metric of reconstruction.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding
 from tqdm import tqdm
 
-from jaxsae.data.activations import Source
+from jaxsae.data.activations import Source, kept_rows, unmarked
 from jaxsae.distributed.mesh import place
 from jaxsae.evals import latents
 from jaxsae.lm.model import LM
@@ -28,10 +30,11 @@ ROWS = 4096
 
 @dataclass(frozen=True)
 class Batch:
-    """Contexts on the mesh. Those that only fill up the last batch are False in the mask."""
+    """Contexts on the mesh. Those that only fill up the last batch are False in all masks."""
 
-    host: Any  # [b@data, *source.shape]
+    host: Any  # [b@data, *source.shape], padding marked
     mask: Any  # [b@data] bool
+    kept: Any  # [b@data, T] bool, the rows that the autoencoder reconstructs, and that count
     size: int  # contexts that count, the first ones
 
 
@@ -42,7 +45,7 @@ class Subject:
     sae: SAE
     source: Source  # of held-out contexts
     mesh: jax.sharding.Mesh
-    tokens: int  # how many are asked for
+    tokens: int | None = None  # how many are asked for; all if None
     raw: SAE | None = None  # the weights without EMA, if there are any
     lm: LM | None = None  # None if activations come from files
     hook: str | None = None
@@ -54,12 +57,21 @@ class Subject:
     @property
     def contexts(self) -> int:
         """Contexts that are read: as many as hold the tokens that are asked for, at least one, at most all."""
-        return min(max(1, self.tokens // self.source.rows), len(self.source))
+        if self.tokens is None:
+            return len(self.source)
+        # `count` is of all contexts together.
+        wanted = self.tokens * len(self.source) // max(1, self.source.count)
+        return min(max(1, wanted), len(self.source))
+
+    @cached_property
+    def rows(self) -> int:
+        """Tokens that are kept of those contexts."""
+        return kept_rows(self.source, self.contexts)
 
     @property
-    def rows(self) -> int:
-        """Tokens that are read."""
-        return self.contexts * self.source.rows
+    def keeps_all(self) -> bool:
+        """Whether the autoencoder is put in at every position."""
+        return not self.source.masked and self.source.first == 0
 
     def batches(self, size: int | None = None, title: str = "evaluating") -> Iterator[Batch]:
         """The contexts in batches of `size`, each context once. All batches have one shape, which divides over the
@@ -80,6 +92,15 @@ class Subject:
         """The activations [b@data, T, d] of a batch."""
         return self.source.activations(batch.host)[0]
 
+    def text(self, batch: Batch):
+        """(token ids [b@data, T] without marks, which of them are no padding [b@data, T]); (None, None) of files."""
+        return (None, None) if self.lm is None else _text(batch.host, batch.mask)
+
+
+@jax.jit
+def _text(tokens, mask):
+    return unmarked(tokens), (tokens >= 0) & mask[:, None]
+
 
 def contexts(source: Source, start: int, stop: int, length: int, mesh: jax.sharding.Mesh) -> Batch:
     """Contexts number `start` to `stop` of a source on the mesh, filled up to `length` with copies of the last one."""
@@ -92,7 +113,9 @@ def contexts(source: Source, start: int, stop: int, length: int, mesh: jax.shard
 
     host = place(read, (length, *source.shape), source.dtype, lies(TOKENS))
     mask = place(lambda a, z: np.arange(a, z) < stop - start, (length,), bool, lies(TOKENS))
-    return Batch(host, mask, stop - start)
+    with jax.set_mesh(mesh):
+        kept = source.kept(host) & mask[:, None]
+    return Batch(host, mask, kept, stop - start)
 
 
 def by_tokens(function: Callable, x):
@@ -103,6 +126,13 @@ def by_tokens(function: Callable, x):
     return jax.tree.map(back, function(flat))
 
 
-def reconstruct(sae: SAE, x, selection: Selection = EXACT):
-    """The reconstruction [b@data, T, d] of contexts x [b, T, d]."""
-    return by_tokens(lambda x: latents.reconstruct(sae, x, selection), x)
+def reconstruct(sae: SAE, x, selection: Selection = EXACT, kept=None):
+    """The reconstruction [b@data, T, d] of contexts x [b, T, d]; x itself at the tokens that are not `kept` [b, T]."""
+    xhat = by_tokens(lambda x: latents.reconstruct(sae, x, selection), x)
+    return xhat if kept is None else put_in(xhat, x, kept)
+
+
+def put_in(xhat, x, kept):
+    """xhat [b@data, T, d] at the tokens in `kept` [b, T], and x at the others."""
+    xhat, x, kept = (jax.reshard(a, TOKENS) for a in (xhat, x, jnp.asarray(kept)))
+    return jnp.where(kept[..., None], xhat, x)

@@ -4,7 +4,7 @@ P prefixes, T positions, R rows, d width, A active latents, S slots; the letters
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -52,11 +52,11 @@ def topk_curve(
     A latent is ablated by giving it, on every token of a slot, its mean over the tokens of that slot in all rows; end
     of text is left as it is. Its effect is how far that moves m. Then all but the k latents of the largest effects are
     ablated together (with k = 0, what Marks et al. 2024 call the empty circuit). The rows are of one template. Latents
-    that are active outside the slots alone have no effect, and are not counted.
+    that are active outside the slots alone have no effect, and are not counted; nor are tokens without reconstruction.
     """
     if len({*np.max(pairs.slots, 1)}) > 1:
         raise BadInput("prefixes have different numbers of words: give the rows of one template")
-    n_slots, pairs = int(np.max(pairs.slots)) + 1, split(pairs)
+    n_slots, pairs = int(np.max(pairs.slots)) + 1, split(_only_kept(pairs))
     active = np.flatnonzero(np.asarray(_counts(lm, sae, pairs, hook)))
     xhat, deviations, m_model, m_sae = _deviations(lm, sae, pairs, active, hook, n_slots)
     W = sae.as_used().W_dec.at[active].get(out_sharding=REPLICATED)
@@ -66,6 +66,11 @@ def topk_curve(
     ks = np.asarray(ks, np.int32)
     m = _all_but(lm, xhat, deviations[:, order], W[order], ks, pairs, hook)
     return Curve(float(m_model), float(m_sae), active[order], effects[order], ks, np.asarray(m))
+
+
+def _only_kept(pairs: Pairs) -> Pairs:
+    """The same rows; a token where no reconstruction is put in belongs to no slot."""
+    return pairs if pairs.kept is None else replace(pairs, slots=np.where(pairs.kept, pairs.slots, -1))
 
 
 @partial(jax.jit, static_argnames="hook")
@@ -84,14 +89,16 @@ def _deviations(lm, sae, pairs, active, hook, n_slots):
     An ablated latent changes the reconstruction by this number times its row of the decoder.
     """
     x = stream_at(lm, pairs, hook)
-    xhat = reconstruct(sae, x)
+    xhat = reconstruct(sae, x, kept=pairs.kept)
     both = by_tokens(lambda x: latents.columns(sae, x, active), x)
     values, scale = (jax.reshard(a, REPLICATED) for a in both)
     inside = jax.nn.one_hot(pairs.slots, n_slots, dtype=x.dtype)  # [P, T, S], zeros outside of slots
     # A mean over rows: each prefix counts as often as it occurs.
     times = jnp.bincount(pairs.row, length=len(x)).astype(x.dtype)
     weighted = inside * times[:, None, None]
-    means = jnp.einsum("pts,pta->sa", weighted, values, precision="highest") / weighted.sum((0, 1))[:, None]
+    means = jnp.einsum("pts,pta->sa", weighted, values, precision="highest")
+    # A slot may have no token left.
+    means /= jnp.maximum(weighted.sum((0, 1)), 1)[:, None]
     expected = jnp.einsum("pts,sa->pta", inside, means, precision="highest")
     added = (expected - inside.sum(-1, keepdims=True) * values) * scale[..., None]
     readout = readout_of(lm, pairs, x.dtype)

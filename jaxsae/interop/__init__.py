@@ -21,12 +21,12 @@ FORMATS: dict[str, Format] = {"jaxsae": native.FORMAT}
 def load(path: str | Path, mesh: jax.sharding.Mesh | None = None) -> SAE:
     """The autoencoder in a run folder, an exported folder or a file of a format that is known.
 
-    On `mesh` if one is given: then each process reads only what its devices hold. Arrays of half precision become
-    float32. Raises BadInput if there is none, or if it does not say what its arrays mean.
+    On `mesh` if one is given: then each process reads only what its devices hold. Arrays of half or double precision
+    become float32 (with JAX's x64 mode on, double precision stays). Raises BadInput if there is none, or if it does not
+    say what its arrays mean.
     """
     sae = read(path)[0]
-    half = lambda dtype: jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
-    cast = lambda rows: jnp.float32 if half(rows.dtype) else rows.dtype
+    cast = lambda rows: jnp.promote_types(jax.dtypes.canonicalize_dtype(rows.dtype), jnp.float32)
     if mesh is None:
         return jax.tree.map(lambda rows: jnp.asarray(rows[:], cast(rows)), sae)
     on_mesh = lambda rows, s: place(lambda start, stop: rows[start:stop], rows.shape, cast(rows), s)
@@ -63,6 +63,12 @@ def read(path: str | Path) -> tuple[SAE, dict]:
 
 
 def _check(sae: SAE, file: Path):
+    for where, rows in jax.tree.leaves_with_path(sae):
+        if not jnp.issubdtype(rows.dtype, jnp.floating):
+            name = jax.tree_util.keystr(where, simple=True, separator=".")
+            raise BadInput(
+                f"{file} has {name} of type {rows.dtype}: an autoencoder's arrays are floating-point numbers"
+            )
     k = sae.spec.k
     if sae.W_enc.ndim != 2 or not (isinstance(k, int) and 1 <= k <= len(sae.W_enc)):
         raise BadInput(f"{file} has W_enc of shape {list(sae.W_enc.shape)} and k = {k!r}: not [n, d] and 1 to n")

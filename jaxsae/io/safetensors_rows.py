@@ -11,12 +11,16 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from jaxsae.errors import BadInput
 
+# The types of numbers that NumPy can hold, by safetensors' names.
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_}
+DTYPES |= {f"{kind}{bits}": np.dtype(f"{kind.lower()}{bits // 8}") for kind in "IU" for bits in (8, 16, 32, 64)}
 # Bytes of rows that are gathered and written at once.
 BLOCK = 64 << 20
 
@@ -113,7 +117,7 @@ class Rows:
     """A tensor of a safetensors file, of which nothing is read before it is sliced."""
 
     def __init__(self, tensor):
-        self._tensor, self.shape, self.dtype = tensor, tuple(tensor.get_shape()), tensor[:0].dtype
+        self._tensor, self.shape, self.dtype = tensor, tuple(tensor.get_shape()), np.dtype(DTYPES[tensor.get_dtype()])
         self.ndim = len(self.shape)
 
     def __len__(self):
@@ -124,9 +128,10 @@ class Rows:
 
 
 def read(file: Path) -> dict[str, Rows]:
-    """The tensors of a file by name. Raises BadInput if it is not a whole safetensors file."""
+    """The tensors of a file by name. Raises BadInput if it is not a whole safetensors file of types in DTYPES."""
     from safetensors import SafetensorError, safe_open
 
+    check_types(file)
     try:
         opened = safe_open(file, framework="np")
         return {name: Rows(opened.get_slice(name)) for name in opened.keys()}
@@ -144,6 +149,15 @@ def header(file: Path) -> tuple[dict, int]:
             return json.loads(opened.read(size)), 8 + size
     except (ValueError, OverflowError, MemoryError, OSError) as error:
         raise BadInput(f"{file} is not a safetensors file, or not a whole one: {error}") from error
+
+
+def check_types(file: Path):
+    """Raises BadInput if a tensor of the file is of a type that is not in DTYPES."""
+    for name, tensor in header(file)[0].items():
+        if name != "__metadata__" and tensor["dtype"] not in DTYPES:
+            raise BadInput(
+                f"{file} holds {name} in {tensor['dtype']}, which is not read: save it in F32, F16 or BF16 instead"
+            )
 
 
 def metadata(file: Path) -> dict[str, str]:

@@ -18,6 +18,8 @@ _NAMES = {
     "process_weights": "jaxsae.lm.model",
     "run": "jaxsae.lm.model",
     "suffix": "jaxsae.lm.model",
+    "special_token": "jaxsae.lm.special_tokens",
+    "token_ids": "jaxsae.lm.special_tokens",
     "unembed": "jaxsae.lm.model",
 }
 

@@ -10,7 +10,9 @@ class LMConfig:
     lm: str = "embedded"
     """Language model: embedded, a folder in Hugging Face format, or a hub name such as gpt2."""
     hook: str | None = None
-    """Hook point, by TransformerLens's name; default: the residual stream at three quarters of the depth."""
+    """Hook point, by TransformerLens's name: blocks.L. and hook_resid_pre, hook_resid_mid, hook_resid_post,
+    hook_attn_out, hook_mlp_out, attn.hook_z, mlp.hook_in or mlp.hook_post; default: the residual stream at three
+    quarters of the depth."""
     lm_precision: Precision = "float32"
     """Precision of the language model's matrix products."""
     process_weights: bool = False

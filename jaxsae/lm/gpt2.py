@@ -56,7 +56,7 @@ class Attention(nn.Module):
     layer: int
 
     @nn.compact
-    def __call__(self, x, mask):
+    def __call__(self, x, mask, tap):
         c = self.config
         dot = dense_dot(c.precision)
         qkv = nn.Dense(3 * c.d_model, dot_general=dot, name="c_attn")(x)
@@ -66,7 +66,8 @@ class Attention(nn.Module):
             scale /= self.layer + 1
         with jax.default_matmul_precision(PRECISION[c.precision]):
             y = attention(q, k, v, scale, c.windows[self.layer] if c.windows else None, mask)
-        return nn.Dense(c.d_model, dot_general=dot, name="c_proj")(y.reshape(x.shape))
+        heads = tap(Hook(self.layer, "attn.hook_z"), y.reshape(x.shape))
+        return nn.Dense(c.d_model, dot_general=dot, name="c_proj")(heads)
 
 
 class Block(nn.Module):
@@ -83,10 +84,11 @@ class Block(nn.Module):
         self.ln_2, self.c_fc, self.c_proj = norm(), dense(self.config.n_inner), dense(self.config.d_model)
 
     def attention(self, x, mask, tap):
-        return x + tap(Hook(self.layer, "hook_attn_out"), self.attn(self.ln_1(x), mask))
+        return x + tap(Hook(self.layer, "hook_attn_out"), self.attn(self.ln_1(x), mask, tap))
 
     def mlp(self, x, mask, tap):
-        neurons = ACTIVATIONS[self.config.activation_function](self.c_fc(self.ln_2(x)))
+        normed = tap(Hook(self.layer, "mlp.hook_in"), self.ln_2(x))
+        neurons = ACTIVATIONS[self.config.activation_function](self.c_fc(normed))
         neurons = tap(Hook(self.layer, "mlp.hook_post"), neurons)
         return x + tap(Hook(self.layer, "hook_mlp_out"), self.c_proj(neurons))
 
@@ -144,7 +146,7 @@ def cuts(config: GPT2Config) -> tuple[tuple[Hook, ...], ...]:
 
 
 def inside(config: GPT2Config) -> tuple[tuple[Hook, ...], ...]:
-    halves = ("hook_attn_out",), ("mlp.hook_post", "hook_mlp_out")
+    halves = ("attn.hook_z", "hook_attn_out"), ("mlp.hook_in", "mlp.hook_post", "hook_mlp_out")
     return tuple(tuple(Hook(i // 2, kind) for kind in halves[i % 2]) for i in range(2 * config.n_layer))
 
 
@@ -159,6 +161,10 @@ def flops(config: GPT2Config) -> tuple[int, ...]:
 
 def read_config(hf: dict, folder: Path, precision: Precision) -> GPT2Config:
     size = lambda name, default=None: files.size(hf, name, folder, default)
+    flag = lambda name, default: files.flag(hf, name, default, folder)
+    files.refuse(hf, ("add_cross_attention", "pruned_heads"), folder)
+    # It orders and rounds the same products in another way.
+    flag("reorder_and_upcast_attn", False)
     config = GPT2Config(
         vocab_size=size("vocab_size"),
         n_ctx=size("n_positions"),
@@ -167,10 +173,10 @@ def read_config(hf: dict, folder: Path, precision: Precision) -> GPT2Config:
         n_head=(heads := size("n_head")),
         n_inner=size("n_inner", 4 * d),
         activation_function=files.choice(hf, "activation_function", "gelu_new", ACTIVATIONS, folder),
-        layer_norm_epsilon=hf.get("layer_norm_epsilon", 1e-5),
-        scale_attn_weights=hf.get("scale_attn_weights", True),
-        scale_attn_by_inverse_layer_idx=hf.get("scale_attn_by_inverse_layer_idx", False),
-        tied=hf.get("tie_word_embeddings", True),
+        layer_norm_epsilon=files.positive(hf, "layer_norm_epsilon", 1e-5, folder),
+        scale_attn_weights=flag("scale_attn_weights", True),
+        scale_attn_by_inverse_layer_idx=flag("scale_attn_by_inverse_layer_idx", False),
+        tied=flag("tie_word_embeddings", True),
         precision=precision,
     )
     if d % heads:
@@ -207,10 +213,15 @@ def from_hf(tensors: dict[str, np.ndarray], config: GPT2Config, shown="the model
     if any(name.startswith(f"h.{config.n_layer}.") for name in tensors):
         raise BadInput(f"{shown} has weights of more layers than the {config.n_layer} of its config.json")
     params = files.nested(tensors, hf_names(config), shown)
+    head = tensors.get("lm_head.weight")
+    if config.tied and head is not None and not np.array_equal(head, tensors["wte.weight"]):
+        raise BadInput(
+            f"{shown} has an lm_head.weight that is not its wte.weight, but its config.json says that they are tied: "
+            "say there whether they are, by tie_word_embeddings false, or remove lm_head.weight"
+        )
     if not config.tied:
-        if "lm_head.weight" not in tensors:
+        if head is None:
             raise BadInput(f"{shown} has no weights called lm_head.weight, but its config.json says that it is untied")
-        head = tensors["lm_head.weight"]
         params["lm_head"] = {"kernel": head.T, "bias": np.zeros(config.vocab_size, head.dtype)}
     return params
 

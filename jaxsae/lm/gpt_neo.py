@@ -26,10 +26,10 @@ def read_config(hf: dict, folder: Path, precision: Precision) -> GPT2Config:
         n_head=(heads := size("num_heads")),
         n_inner=size("intermediate_size", 4 * d),
         activation_function=files.choice(hf, "activation_function", "gelu_new", ACTIVATIONS, folder),
-        layer_norm_epsilon=hf.get("layer_norm_epsilon", 1e-5),
+        layer_norm_epsilon=files.positive(hf, "layer_norm_epsilon", 1e-5, folder),
         scale_attn_weights=False,
         windows=_windows(hf, layers, folder),
-        tied=hf.get("tie_word_embeddings", True),
+        tied=files.flag(hf, "tie_word_embeddings", True, folder),
         precision=precision,
     )
     if d % heads:
@@ -39,7 +39,12 @@ def read_config(hf: dict, folder: Path, precision: Precision) -> GPT2Config:
 
 def _windows(hf: dict, n_layer: int, folder: Path) -> tuple[int | None, ...]:
     """The attention window of each layer; empty if none has one."""
-    layers = hf.get("attention_layers")
+    layers = _expanded(hf, folder) if hf.get("attention_types") else hf.get("attention_layers")
+    if (hf.get("attention_layers") or layers) != layers:
+        raise BadInput(
+            f"{folder}/config.json has attention_layers {hf['attention_layers']!r}, but attention_types "
+            f"{hf['attention_types']!r} means {layers!r}: remove the wrong one"
+        )
     if not isinstance(layers, list) or len(layers) != n_layer:
         raise BadInput(f"{folder}/config.json says attention_layers is {layers!r}: it must list all {n_layer} layers")
     for layer in layers:
@@ -49,6 +54,17 @@ def _windows(hf: dict, n_layer: int, folder: Path) -> tuple[int | None, ...]:
         return ()
     window = files.size({"window_size": 256, **hf}, "window_size", folder)
     return tuple(window if layer == "local" else None for layer in layers)
+
+
+def _expanded(hf: dict, folder: Path) -> list:
+    """The attention of each layer from attention_types, [[types of some layers, how often they are repeated], ...]."""
+    try:
+        return [kind for kinds, times in hf["attention_types"] for kind in times * list(kinds)]
+    except (TypeError, ValueError) as error:
+        raise BadInput(
+            f"{folder}/config.json says attention_types is {hf['attention_types']!r}: give a list such as "
+            '[[["global", "local"], 6]]'
+        ) from error
 
 
 def from_hf(tensors: dict[str, np.ndarray], config: GPT2Config, shown="the model") -> dict:

@@ -1,9 +1,11 @@
 """What families read from a folder in Hugging Face format: sizes from its config.json, tensors by their names."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxsae.errors import BadInput
@@ -25,6 +27,29 @@ def choice(hf: dict, name: str, default: str, allowed, folder: Path) -> str:
     if value not in tuple(allowed):
         raise BadInput(f"{folder}/config.json says {name} is {value!r}: allowed are {', '.join(allowed)}")
     return value
+
+
+def flag(hf: dict, name: str, default: bool, folder: Path) -> bool:
+    """The truth value that config.json, `hf`, has under `name`."""
+    value = hf.get(name, default)
+    if not isinstance(value, bool):
+        raise BadInput(f"{folder}/config.json says {name} is {value!r}: it must be true or false")
+    return value
+
+
+def positive(hf: dict, name: str, default: float, folder: Path) -> float:
+    """The positive number that config.json, `hf`, has under `name`."""
+    value = hf.get(name, default)
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise BadInput(f"{folder}/config.json says {name} is {value!r}: it must be a positive number")
+    return float(value)
+
+
+def refuse(hf: dict, names: Iterable[str], folder: Path):
+    """Raises BadInput if config.json, `hf`, turns on one of `names`: mathematics that are not computed here."""
+    for name in names:
+        if hf.get(name):
+            raise BadInput(f"{folder}/config.json says {name} is {hf[name]!r}: models with it are not supported")
 
 
 def named(tensors: Mapping[str, np.ndarray], name: str, shown) -> np.ndarray:
@@ -57,13 +82,17 @@ def flat(params: dict, names: Mapping[str, tuple[str, ...]]) -> dict[str, np.nda
 
 
 def check_shapes(params, shapes, shown):
-    """Raises BadInput if an array of `params` has not the shape that `shapes`, a tree with the same keys, says."""
+    """Raises BadInput if an array of `params` has not the shape that `shapes`, a tree with the same keys, says, or does
+    not hold floating-point numbers.
+    """
     for path, want in jax.tree.leaves_with_path(shapes):
         have = params
         for part in path:
             have = have[part.key]
+        name = ".".join(part.key for part in path)
+        if not jnp.issubdtype(have.dtype, jnp.floating):
+            raise BadInput(f"{shown} has weights {name} of type {have.dtype}: quantised models are not supported")
         if have.shape != want.shape:
-            name = ".".join(part.key for part in path)
             raise BadInput(
                 f"{shown} has weights {name} of shape {list(have.shape)}, but its config.json says {list(want.shape)}"
             )

@@ -2,14 +2,19 @@
 
 The names are TransformerLens's. `blocks.L.` is followed by one of
 
-    hook_resid_pre    residual stream entering block L            d     HF hidden_states[L]
+    hook_resid_pre    residual stream entering block L            d     hidden_states[L]
     hook_resid_mid    ... after the block's attention             d     (not if attention and MLP run in parallel)
-    hook_resid_post   ... leaving block L                         d     HF hidden_states[L + 1] (but before ln_f)
-    hook_attn_out     what attention adds to the stream           d     HF (of GPT-2) transformer.h.L.attn.c_proj
-    hook_mlp_out      what the MLP adds to the stream             d     HF (of GPT-2) transformer.h.L.mlp.c_proj
-    mlp.hook_post     MLP neurons after the activation function   4 d   HF (of GPT-2) transformer.h.L.mlp.act
+    hook_resid_post   ... leaving block L                         d     hidden_states[L + 1] (but before ln_f)
+    hook_attn_out     what attention adds to the stream           d     transformer.h.L.attn
+    hook_mlp_out      what the MLP adds to the stream             d     transformer.h.L.mlp
+    attn.hook_z       attention's heads, side by side             H K   input of transformer.h.L.attn.c_proj, or of
+                                                                        transformer.h.L.attn.attention.out_proj
+    mlp.hook_in       what the MLP reads                          d     transformer.h.L.ln_2
+    mlp.hook_post     MLP neurons after the activation function   4 d   transformer.h.L.mlp.act
 
-HF: where Hugging Face's model has the same activation, as a hidden state or as a module's output.
+The last column is where Hugging Face's GPT-2 and GPT-Neo have the same activation: as a hidden state, as a module's
+output, or as its input. `attn.hook_z` has the H heads of width K side by side, TransformerLens's [..., H, K] flattened.
+`mlp.hook_in` comes after the norm's gain and bias, as TransformerLens's `ln2.hook_normalized` does in these families.
 """
 
 import re
@@ -19,7 +24,7 @@ from dataclasses import dataclass
 from jaxsae.errors import BadInput
 
 RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
-KINDS = (*RESIDUAL, "hook_attn_out", "hook_mlp_out", "mlp.hook_post")
+KINDS = (*RESIDUAL, "hook_attn_out", "hook_mlp_out", "attn.hook_z", "mlp.hook_in", "mlp.hook_post")
 
 
 @dataclass(frozen=True)

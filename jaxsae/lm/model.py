@@ -6,8 +6,11 @@
     values, logits = capture(lm, tokens, ["blocks.3.hook_attn_out"])    # {hook: [B, T, width]}
 
 Everything here is written once, over the record of architecture.py, for every family. A `mask` [B, T] is True at real
-tokens and None if all are: padding, on either side, changes nothing at real tokens. Token ids outside the vocabulary
-are refused if their values are known; inside `jit` they are not, and what comes of them is undefined.
+tokens and None if all are: padding, on either side and with any ids, changes nothing at real tokens. Give the same mask
+to `prefix` and to `suffix`.
+
+Token ids outside the vocabulary are refused if their values are known: outside `jit`. Inside it nobody knows them, and
+at such a token activations are not numbers, or those of another token: check ids before they get there.
 
 Pass an LM to jitted functions as an argument; closing over one would turn its parameters into constants.
 """
@@ -18,6 +21,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxsae.errors import BadInput
@@ -63,6 +67,7 @@ def prefix(lm: LM, tokens, hook, mask=None):
 
 def advance(lm: LM, stream, start, stop, mask=None):
     """The residual stream [B, T, D] at hook `stop` from that at `start`; only what lies between is computed."""
+    _check_mask(mask, stream.shape[:-1])
     first, last = depth(lm.config, start), depth(lm.config, stop)
     if last < first:
         raise BadInput(f"{stop} lies before {start}: the stream cannot be run backwards")
@@ -71,6 +76,7 @@ def advance(lm: LM, stream, start, stop, mask=None):
 
 def final(lm: LM, stream, hook, mask=None):
     """From the residual stream [B, T, D] at `hook` to what the unembedding reads, [B, T, D]."""
+    _check_mask(mask, stream.shape[:-1])
     return _finish(lm, stream, depth(lm.config, hook), mask)
 
 
@@ -120,6 +126,8 @@ def process_weights(lm: LM) -> LM:
 
 def _embed(lm: LM, tokens, mask):
     _check_tokens(lm, tokens, mask)
+    # Padding may have any id: a number that is not one would reach real tokens, even with a weight of 0.
+    tokens = tokens if mask is None else jnp.where(jnp.asarray(mask, bool), tokens, 0)
     return of(lm.config).embed(lm.params, lm.config, tokens, mask)
 
 
@@ -142,13 +150,30 @@ def _finish(lm: LM, stream, start: int, mask, *tap):
 
 
 def _check_tokens(lm: LM, tokens, mask):
+    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise BadInput(f"token ids have shape {list(tokens.shape)} and type {tokens.dtype}: give whole numbers [b, T]")
     length, vocabulary = tokens.shape[-1], lm.config.vocab_size
     if length > lm.config.n_ctx:
         raise BadInput(f"a context of {length} tokens is longer than the model's {lm.config.n_ctx} positions")
-    if mask is not None and mask.shape != tokens.shape:
-        raise BadInput(f"the mask has shape {list(mask.shape)}, but the tokens {list(tokens.shape)}: give one for each")
-    if not isinstance(tokens, jax.core.Tracer) and getattr(tokens, "is_fully_addressable", True) and tokens.size:
-        low, high = np.min(tokens), np.max(tokens)
-        if low < 0 or high >= vocabulary:
-            wrong = low if low < 0 else high
-            raise BadInput(f"token id {wrong} is outside the model's vocabulary: ids go from 0 to {vocabulary - 1}")
+    _check_mask(mask, tokens.shape)
+    if _known(tokens) and (mask is None or _known(mask)):
+        ids = np.asarray(tokens)
+        wrong = (ids < 0) | (ids >= vocabulary)
+        wrong &= True if mask is None else np.asarray(mask, bool)
+        if wrong.any():
+            # The largest of them; a negative one if no id is too large.
+            at = np.argwhere(wrong)[np.argmax(ids[wrong])]
+            raise BadInput(
+                f"token id {ids[tuple(at)]} (context {at[0]}, position {at[1]}) is outside the model's vocabulary of "
+                f"{vocabulary}: give ids from 0 to {vocabulary - 1}, or mask what is padding"
+            )
+
+
+def _known(a) -> bool:
+    """Whether the numbers of an array are there to be looked at: it is not traced, and all of it is in this process."""
+    return not isinstance(a, jax.core.Tracer) and getattr(a, "is_fully_addressable", True)
+
+
+def _check_mask(mask, shape):
+    if mask is not None and mask.shape != shape:
+        raise BadInput(f"the mask has shape {list(mask.shape)}, but the tokens {list(shape)}: give one for each")

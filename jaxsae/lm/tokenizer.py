@@ -1,20 +1,24 @@
-"""The tokenizer that belongs to a language model, and how documents become its contexts. b texts, T tokens.
+"""The tokenizer that belongs to a language model. b texts, T tokens.
 
 A tokenizer says its own packing: what begins every context (`bos`), what stands between documents (`end_of_text`), and
-whether a long document may be encoded piece by piece (`in_pieces`).
+whether a long document may be encoded piece by piece (`in_pieces`). Special tokens come from the program alone: one
+that is written in a text is encoded as the characters that it is written with.
 """
 
 import json
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tokenizers
 
 from jaxsae.errors import BadInput
-from jaxsae.lm.model import LM
+
+if TYPE_CHECKING:  # worker processes that only tokenise do without JAX
+    from jaxsae.lm.model import LM
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -28,24 +32,58 @@ class Tokenizer:
     """The token at the start of every context, if the model was trained with one."""
     in_pieces: bool = False
     """Whether text that is cut before a single space between two letters encodes to the same tokens."""
+    start: int | None = None
+    """The token that --bos puts at the start of every context: `bos`, else the beginning-of-sequence token that the
+    tokenizer names but does not use, else the end-of-text token (GPT-2, as in TransformerLens)."""
+    vocab_size: int | None = None
+    """Entries of the model's vocabulary, if the tokenizer has more: then `encode` refuses an id behind them."""
+    chat_template: str | None = None
+    """The Jinja template that makes one text of the messages of a chat."""
+
+    def __post_init__(self):
+        # A special token that is written in a text is ordinary text; the library would take it for the token itself.
+        self.backend.encode_special_tokens = True
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text; no special tokens are added."""
-        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        """Token ids of each text. No special tokens are added, and none is read from the text.
+
+        Raises BadInput if an id does not belong to the model's vocabulary.
+        """
+        rows = [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        if self.vocab_size is not None:
+            largest = max((max(ids, default=0) for ids in rows), default=0)
+            if largest >= self.vocab_size:
+                raise BadInput(
+                    f"the text holds {self.backend.id_to_token(largest)!r}, token {largest} of the tokenizer in "
+                    f"{self.name}, but the model's vocabulary has {self.vocab_size} entries: leave it out of the text"
+                )
+        return rows
+
+    def encode_chats(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of chats as `render_chats` gives them: there the special tokens are what they say."""
+        self.backend.encode_special_tokens = False
+        try:
+            return self.encode(texts)
+        finally:
+            self.backend.encode_special_tokens = True
+
+    def encode_documents(self, texts: list[str]) -> list[np.ndarray]:
+        """What `encode` gives, as int32 arrays; long texts are encoded in pieces if that does not show."""
+        parts = [[*pieces(text)] if self.in_pieces else [text] for text in texts]
+        rows = iter(self.encode([part for text in parts for part in text]))
+        return [np.concatenate([np.asarray(next(rows), np.int32) for _ in text]) for text in parts]
 
     def decode(self, ids) -> str:
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def fingerprint(self) -> str:
-        """A text that differs if `encode` or `pack` would."""
-        text = self.backend.to_str()
-        return text if self.in_pieces and self.bos is None else json.dumps([text, self.bos, self.in_pieces])
+        """A text that differs if `encode` would, or what stands between documents and before contexts."""
+        text, facts = self.backend.to_str(), [self.bos, self.in_pieces]
+        facts += [] if self.vocab_size is None else [self.vocab_size]
+        return text if facts == [None, True] else json.dumps([text, *facts])
 
     def pad(self, texts: list[str], side: str = "right") -> tuple[np.ndarray, np.ndarray]:
         return pad(self, texts, side)
-
-    def pack(self, documents: Iterable[str], context: int) -> Iterator[np.ndarray]:
-        return pack(self, documents, context)
 
 
 def pad(tokenizer: Tokenizer, texts: list[str], side: str = "right") -> tuple[np.ndarray, np.ndarray]:
@@ -69,47 +107,7 @@ def pad(tokenizer: Tokenizer, texts: list[str], side: str = "right") -> tuple[np
     return tokens, mask
 
 
-def pack(tokenizer: Tokenizer, documents: Iterable[str], context: int) -> Iterator[np.ndarray]:
-    """Documents, each after an end-of-text token, joined and cut into int32 contexts [T], T = `context`.
-
-    Each context begins with the token that begins every context, if the model has one. What is left at the end is
-    dropped.
-    """
-    start = np.asarray([] if tokenizer.bos is None else [tokenizer.bos], np.int32)
-    end = np.asarray([tokenizer.end_of_text], np.int32)
-    text, rest = context - len(start), np.zeros(0, np.int32)
-    if text < 1:
-        raise BadInput(f"a context of {context} tokens has no room for text after the token that begins it")
-    for batch in _batches(documents, tokenizer.in_pieces):
-        ids = tokenizer.encode([piece for piece, _ in batch])
-        pieces = [rest]
-        for tokens, (_, first) in zip(ids, batch):
-            pieces += [end] if first else []
-            pieces.append(np.asarray(tokens, np.int32))
-        stream = np.concatenate(pieces)
-        whole = len(stream) // text * text
-        for row in stream[:whole].reshape(-1, text):
-            yield np.concatenate([start, row])
-        rest = stream[whole:]
-
-
-def _batches(
-    documents: Iterable[str], in_pieces: bool, characters: int = 2_000_000
-) -> Iterator[list[tuple[str, bool]]]:
-    """Lists of (piece, is it the first of its document), each list of about so many characters."""
-    batch, size = [], 0
-    for document in documents:
-        for number, piece in enumerate(_pieces(document) if in_pieces else [document]):
-            batch.append((piece, number == 0))
-            size += len(piece)
-            if size >= characters:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _pieces(document: str, characters: int = 20_000) -> Iterator[str]:
+def pieces(document: str, characters: int = 20_000) -> Iterator[str]:
     """A long document in pieces, which are encoded in parallel, several times faster than the whole.
 
     Cuts are before a single space between two letters, where GPT-2's pre-tokenizer always begins a new word.
@@ -128,11 +126,15 @@ def _pieces(document: str, characters: int = 20_000) -> Iterator[str]:
     yield document[start:]
 
 
-def load_tokenizer(lm: LM) -> Tokenizer:
+def load_tokenizer(lm: "LM") -> Tokenizer:
     """The tokenizer in the folder that `lm` was loaded from. Raises BadInput if there is none or it does not fit."""
     if lm.folder is None:
         raise BadInput("this model was not loaded from a folder, so it has no tokenizer: give token ids")
-    folder = Path(lm.folder)
+    return tokenizer_of(Path(lm.folder), lm.config.vocab_size)
+
+
+def tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer in the folder of a model with `vocab_size` entries. Raises BadInput as `load_tokenizer` does."""
     has = lambda *names: all((folder / name).is_file() for name in names)
     if not has("tokenizer.json") and not has("vocab.json", "merges.txt"):
         raise BadInput(
@@ -147,12 +149,13 @@ def load_tokenizer(lm: LM) -> Tokenizer:
             f"the tokenizer in {folder} (tokenizer.json, or vocab.json and merges.txt) does not load: {error}"
         ) from error
     largest = max(tokenizer.backend.get_vocab().values(), default=-1)
-    if not 0 <= largest < lm.config.vocab_size:
+    if not 0 <= tokenizer.end_of_text < vocab_size:
         raise BadInput(
-            f"the tokenizer in {folder} has ids up to {largest}, but the model's vocabulary has "
-            f"{lm.config.vocab_size} entries: they do not belong together"
+            f"the tokenizer in {folder} ends texts with token {tokenizer.end_of_text}, but the model's vocabulary has "
+            f"{vocab_size} entries: they do not belong together"
         )
-    return tokenizer
+    # Tokens that were added behind the model's vocabulary ([PAD]) do no harm while no text holds them.
+    return tokenizer if largest < vocab_size else replace(tokenizer, vocab_size=vocab_size)
 
 
 def _from_json(folder: Path) -> Tokenizer:
@@ -176,7 +179,8 @@ def _from_vocabulary(folder: Path) -> Tokenizer:
     slow = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if not slow.is_fast:
         raise BadInput(f"the tokenizer in {folder} is a slow one: save its tokenizer.json there")
-    return make_tokenizer(slow.backend_tokenizer, str(folder), {"eos_token": slow.eos_token})
+    about = {"eos_token": slow.eos_token, "bos_token": slow.bos_token}
+    return make_tokenizer(slow.backend_tokenizer, str(folder), about)
 
 
 def make_tokenizer(backend: tokenizers.Tokenizer, name: str, about: dict = {}) -> Tokenizer:
@@ -185,7 +189,61 @@ def make_tokenizer(backend: tokenizers.Tokenizer, name: str, about: dict = {}) -
     end = vocabulary.get(END_OF_TEXT, vocabulary.get(_content(about.get("eos_token"))))
     if end is None:
         raise BadInput(f"the tokenizer in {name} has neither {END_OF_TEXT} nor an end-of-sequence token")
-    return Tokenizer(backend, end, name, _bos(backend, about), _in_pieces(json.loads(backend.to_str())))
+    named = [END_OF_TEXT, *(_content(about.get(f"{kind}_token")) for kind in ("bos", "eos", "pad"))]
+    # A file may forget to say that its own end-of-text token is special, and then it would be read from texts.
+    added = [token for token in backend.get_added_tokens_decoder().values() if not token.special]
+    backend.add_special_tokens([token.content for token in added if token.content in named])
+    bos = _bos(backend, about)
+    start = bos if bos is not None else vocabulary.get(_content(about.get("bos_token")), end)
+    return Tokenizer(
+        backend, end, name, bos, _in_pieces(json.loads(backend.to_str())), start, None, _chat_template(about, name)
+    )
+
+
+def _chat_template(about: dict, folder: str) -> str | None:
+    path, written = Path(folder) / "chat_template.jinja", about.get("chat_template")
+    if path.is_file():
+        return path.read_text()
+    # Several templates by name, of which transformers takes this one.
+    named = {entry["name"]: entry["template"] for entry in written} if isinstance(written, list) else {}
+    return named.get("default") if named else written
+
+
+def render_chats(tokenizer: Tokenizer) -> Callable[[list[dict]], str]:
+    """A function from the messages of a chat, [{"role": ..., "content": ...}, ...], to its text by the tokenizer's
+    chat template, for `encode_chats`.
+
+    Raises BadInput if the tokenizer has no template; the function raises ValueError for messages that do not fit it, or
+    that hold a special token as text.
+    """
+    if tokenizer.chat_template is None:
+        raise BadInput(
+            f"the tokenizer in {tokenizer.name} has no chat template, so it cannot read a column of messages: give a "
+            "column of text, or add chat_template.jinja there"
+        )
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        import jinja2  # transformers needs it for templates only
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise BadInput('chats need the package jinja2: pip install "jaxsae[hf]"') from error
+
+    theirs = AutoTokenizer.from_pretrained(tokenizer.name, local_files_only=True)
+    added = tokenizer.backend.get_added_tokens_decoder().values()
+    special = [token.content for token in added if token.special]
+
+    def render(messages: list[dict]) -> str:
+        if not all(isinstance(message, dict) and "role" in message for message in messages):
+            raise ValueError('messages must be objects with "role" and "content"')
+        written = json.dumps(messages, ensure_ascii=False, default=str)
+        if found := [token for token in special if token in written]:
+            raise ValueError(f"a message holds the special token {found[0]} as text")
+        try:
+            return theirs.apply_chat_template(messages, tokenize=False)
+        except (jinja2.TemplateError, TypeError, KeyError) as error:
+            raise ValueError(f"the messages do not fit the chat template: {error}") from error
+
+    return render
 
 
 def _content(token) -> str | None:

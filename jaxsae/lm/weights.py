@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsae.errors import BadInput
+from jaxsae.io import safetensors_rows
 from jaxsae.lm import architecture
-from jaxsae.lm.hf import check_shapes
+from jaxsae.lm import hf as files
 from jaxsae.lm.model import LM
 from jaxsae.precision import Precision
 
@@ -30,7 +31,7 @@ def load(name: str = EMBEDDED, precision: Precision = "float32", dtype=jnp.float
     config = read_config(folder, precision)
     family = architecture.of(config)
     params = family.from_hf(_read_tensors(folder), config, folder)
-    check_shapes(params, family.shapes(config), folder)
+    files.check_shapes(params, family.shapes(config), folder)
     return LM(jax.tree.map(lambda x: jnp.asarray(x, dtype), params), config, str(folder))
 
 
@@ -52,6 +53,7 @@ def find_folder(name: str) -> Path:
         "tokenizer*.json",
         "vocab.json",
         "merges.txt",
+        "chat_template.jinja",
     ]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
@@ -72,6 +74,8 @@ def read_config(folder: Path, precision: Precision = "float32"):
     family, known = hf.get("model_type"), tuple(architecture.ARCHITECTURES)
     if family not in known:
         raise BadInput(f"{folder} holds a model of type {family!r}: only {', '.join(known)} are supported")
+    # Weights that are stored in a way of their own, and models that bring code of their own.
+    files.refuse(hf, ("quantization_config", "auto_map"), folder)
     return architecture.get(family).read_config(hf, folder, precision)
 
 
@@ -91,6 +95,7 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
         names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
         tensors = {}
         for name in sorted(names):
+            safetensors_rows.check_types(folder / name)
             tensors |= load_file(folder / name)
         return tensors
     except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:

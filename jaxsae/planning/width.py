@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from jaxsae.config import Config
-from jaxsae.data.files import open_shards
+from jaxsae.data.arrays.opened import width_of
 from jaxsae.errors import BadInput
 from jaxsae.lm import architecture, weights
 from jaxsae.lm.hooks import default_hook
@@ -12,7 +12,7 @@ from jaxsae.lm.hooks import default_hook
 def width(config: Config) -> int:
     """d of a run's activations. Raises BadInput if neither files nor a language model say it."""
     if config.data.activations is not None:
-        return open_shards(config.data.activations)[1]
+        return width_of(config.data.activations)
     lm = lm_config(config)
     return architecture.width(lm, config.lm.hook or default_hook(lm.n_layer))
 

@@ -17,7 +17,12 @@ def keep_compiled(cache: str | None = None) -> None:
 
     JAX names a program by its content, its compiler and its flags, and several processes may share the folder. Code
     for a CPU may use instructions that another one lacks, so every kind of CPU has a folder of its own.
+
+    Nothing is kept for several CPU devices: with jax 0.10, programs for them that come from disk mix up collectives
+    that do not depend on each other, and give wrong numbers or wait for ever.
     """
+    if jax.default_backend() == "cpu" and jax.device_count() > 1:
+        return
     if jax.config.jax_compilation_cache_dir is None:
         folder = Path(cache or default_cache()) / "compiled" / _cpu()
         _forget_oldest(folder)

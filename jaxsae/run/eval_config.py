@@ -6,6 +6,9 @@ from typing import Literal
 from jaxsae.config import Config, with_fields
 from jaxsae.errors import BadInput
 
+# Of the run's own data.
+TOKENS = 262_144
+
 
 @dataclass(frozen=True)
 class EvalConfig:
@@ -14,13 +17,14 @@ class EvalConfig:
     text: tuple[str, ...] = ()
     """Text sources; default: those of the run."""
     activations: str | None = None
-    """Activations from a folder of .npy or .safetensors shards [rows, d], instead of a language model's."""
+    """Activations from files, DIR or DIR#KEY, instead of a language model's."""
     documents: int | None = None
     """Take only the first so many documents of the text; default: as many as the run, or all of --text."""
     context: int | None = None
     """Tokens of a context; default: as in the run."""
-    tokens: int = 262_144
-    """Tokens to evaluate on, if there are so many."""
+    tokens: int | None = None
+    """Tokens to evaluate on, if there are so many; default: 262,144 of what the run was trained on, all of what --text
+    or --activations gives."""
     split: Literal["held_out", "all"] | None = None
     """held_out, every twentieth document, or all; default: held_out of what the run was trained on, all of what --text
     or --activations gives."""
@@ -42,7 +46,7 @@ class EvalConfig:
         Raises BadInput if neither says what to read the text with.
         """
         if self.activations:
-            return with_fields(config, activations=self.activations)
+            return _on_files(config, self.activations)
         changes = {name: getattr(self, name) for name in ("lm", "documents", "context") if getattr(self, name)}
         if self.text:
             # The documents of another text are not those of this one.
@@ -53,10 +57,30 @@ class EvalConfig:
                     "the autoencoder was trained on activations from files: give --activations, or --lm and --text if "
                     "it says at which hook point they were taken"
                 )
-            changes["activations"] = None
+            changes |= {"activations": None, "held_out": None, "max_norm": None}
         return with_fields(config, **changes)
+
+    @property
+    def brings_data(self) -> bool:
+        """Whether it is evaluated on other data than the run's own."""
+        return bool(self.text or self.activations)
 
     @property
     def split_read(self) -> str:
         """The split that is read."""
-        return self.split or ("all" if self.text or self.activations else "held_out")
+        return self.split or ("all" if self.brings_data else "held_out")
+
+    @property
+    def tokens_read(self) -> int | None:
+        """How many tokens are read if there are so many; None: all."""
+        return self.tokens or (None if self.brings_data else TOKENS)
+
+
+def _on_files(config: Config, activations: str) -> Config:
+    """`config` with other activations. What they do not say cannot be left out: positions, tokens."""
+    from jaxsae.data.arrays.folder import open_shards
+
+    shard = open_shards(activations)[0]
+    changes = {} if shard.context is not None else {"skip_first": False}
+    changes |= {} if shard.tokens is not None else {"skip_tokens": ()}
+    return with_fields(config, activations=activations, held_out=None, **changes)

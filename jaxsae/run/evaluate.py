@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae import evals, interop
-from jaxsae.config import Config
+from jaxsae.config import Config, with_fields
 from jaxsae.distributed import processes
 from jaxsae.distributed.mesh import make_mesh
 from jaxsae.errors import BadInput
@@ -16,17 +16,18 @@ from jaxsae.evals.subject import Subject
 from jaxsae.lm import architecture, default_hook, load_tokenizer
 from jaxsae.lm.weights import find_folder, read_config
 from jaxsae.run import folder as folders
+from jaxsae.run import identity, places
 from jaxsae.run.eval_config import EvalConfig
-from jaxsae.run.folder import EVAL, SUMMARY
+from jaxsae.run.folder import EVAL, MANIFEST, SUMMARY
 from jaxsae.run.inputs import EVAL_SEED, RunInputs, open_inputs
-from jaxsae.run.saved import config_of, export_of, restore
+from jaxsae.run.saved import config_of, export_of, fingerprints_of, restore
 from jaxsae.sae.types import SAE
 from jaxsae.scaling import flops
 from jaxsae.training.export import finished
 from jaxsae.training.step import TrainState
 
 # Two evaluations of one folder that agree in these measure the same thing, and their results go into one file.
-SAME_EVALUATION = ("step", "data_fingerprint", "eval_split", "eval_tokens")
+SAME_EVALUATION = ("step", "data_fingerprint", "eval_split", "eval_tokens", "eval_context")
 
 
 def evaluate(
@@ -58,7 +59,7 @@ def evaluate(
         folders.write(out / EVAL, before | results if same else results)
         for name in asked:
             if draw := evals.EVALUATIONS[name].figure:
-                draw(results[name], out / f"{name}.png")
+                draw(results if name == "standard" else results[name], out / f"{name}.png")
 
     processes.on_primary(write)
     return results
@@ -90,30 +91,64 @@ def _can(name: str, subject: Subject, flags) -> bool:
 def open_subject(folder: Path, on: EvalConfig, split: str | None = None) -> Subject:
     """The autoencoder of a run or an exported folder on a mesh, with the data that `on` says.
 
-    `split` is "train", "held_out" or "all" (default: what `on` says).
+    `split` is "train", "held_out" or "all" (default: what `on` says; held_out of what it was trained on, wherever that
+    lies). Raises BadInput if text, tokenizer or language model are not those that it was trained on, and `on` does not
+    ask for others.
     """
-    split = split or on.split_read
     is_run = (folder / "checkpoints").is_dir()
     if on.step is not None and not is_run:
         raise BadInput(f"--step is of a run, and {folder} has no checkpoints: leave it out")
-    trained = config_of(folder)
-    config = on.data_of(trained)
-    choose = lambda d: evaluation_mesh(on.mesh, config.sae.n, d)
-    inputs = processes.on_all(partial(open_inputs, config.lm, config.data, choose))
+    trained, was = config_of(folder), fingerprints_of(folder)
+    config, inputs, split = _open(folder, on, trained, was, split or on.split)
     if is_run:
         state = restore(folder, config, inputs.mesh, on.step)
         sae = export_of(state, config)
-        subject = subject_of(config, inputs, state, sae, on.tokens, trained, split)
-        facts = subject.facts | {"tokens_per_second": folders.read(folder / SUMMARY).get("tokens_per_second")}
+        subject = subject_of(config, inputs, state, sae, on.tokens_read, trained, split)
+        summary, manifest = folders.read(folder / SUMMARY), folders.read(folder / MANIFEST)
+        facts = subject.facts | {"tokens_per_second": summary.get("tokens_per_second")}
+        facts |= {name: manifest.get(name) for name in ("data_tokens", "times_read")}
     else:
         about, sae = interop.describe(folder), interop.load(folder, inputs.mesh)
         facts = _facts(trained, inputs, about["steps"])
         facts |= {"dead_fraction": about["dead_fraction"], "mse_scale": about["mse_scale"]}
-        subject = _subject(config, inputs, sae, None, on.tokens, facts, split)
+        subject = _subject(config, inputs, sae, None, on.tokens_read, facts, split)
         facts = subject.facts
     if sae.d != inputs.width:
         raise BadInput(f"{folder} is for activations of width {sae.d}, and here they have {inputs.width}")
-    return dataclasses.replace(subject, facts=facts)
+    return dataclasses.replace(subject, facts=facts | _identity(was, inputs.fingerprints))
+
+
+def _open(
+    folder: Path, on: EvalConfig, trained: Config, was: dict[str, str], split: str | None
+) -> tuple[Config, RunInputs, str]:
+    """The configuration of what `on` says to read, that, opened, and the split to read (default: as `on` says).
+
+    `was` are the fingerprints in training.
+    """
+    config = on.data_of(trained)
+    if on.text and identity.of_text(on.text) == was.get("text"):
+        # The text of the run in another place: its documents, and the part that the run held out.
+        split = split or "held_out"
+        if trained.data.documents and not on.documents:
+            config = with_fields(config, documents=trained.data.documents)
+    places.check_found(config, str(folder))
+    choose = lambda d: evaluation_mesh(on.mesh, config.sae.n, d)
+    asked = {name for name in ("text", "lm", "activations") if getattr(on, name)}
+    check = lambda now: identity.check_same(was, now, config, asked, str(folder))
+    need = {split or on.split_read: on.tokens_read}
+    inputs = processes.on_all(partial(open_inputs, config.lm, config.data, choose, check_identity=check, need=need))
+    processes.on_primary(partial(places.remember, config, inputs.fingerprints))
+    same = identity.same_data(was, inputs.fingerprints)
+    return config, inputs, split or ("held_out" if same else on.split_read)
+
+
+def _identity(was: dict[str, str], now: dict[str, str]) -> dict:
+    """What eval.json says of what was read: its fingerprints, and whether it is other than in training."""
+    is_of_another_kind = bool(was) and not was.keys() & now.keys()
+    other = identity.fields(now if is_of_another_kind else identity.changed(was, now))
+    names = {"text": "other_text", "lm": "other_lm", "activations": "other_activations"}
+    facts = {f"{kind}_fingerprint": fingerprint for kind, fingerprint in now.items()}
+    return facts | {name: True for field, name in names.items() if field in other}
 
 
 def evaluation_mesh(shape: tuple[int, int] | None, n: int, d: int) -> jax.sharding.Mesh:
@@ -148,7 +183,7 @@ def subject_of(
     inputs: RunInputs,
     state: TrainState,
     sae: SAE,
-    tokens: int,
+    tokens: int | None,
     trained: Config | None = None,
     split: str = "held_out",
 ) -> Subject:
@@ -165,7 +200,7 @@ def subject_of(
 
 
 def _subject(
-    config: Config, inputs: RunInputs, sae: SAE, raw: SAE | None, tokens: int, facts: dict, split: str
+    config: Config, inputs: RunInputs, sae: SAE, raw: SAE | None, tokens: int | None, facts: dict, split: str
 ) -> Subject:
     source = inputs.source(split, EVAL_SEED)
     subject = Subject(
@@ -182,6 +217,7 @@ def _subject(
     )
     eval_text = list(config.data.text) if inputs.lm else config.data.activations
     facts |= {"eval_tokens": subject.rows, "eval_text": eval_text, "eval_split": split}
+    facts["eval_context"] = source.rows if inputs.lm else None
     return dataclasses.replace(subject, facts=facts)
 
 
@@ -200,6 +236,7 @@ def _facts(config: Config, inputs: RunInputs, step: int) -> dict:
         "tokens": trained,
         "flops": total,
         "flops_dense": trained * flops.dense(n, d),
+        "trained_context": config.data.context if config.data.activations is None else None,
     }
 
 

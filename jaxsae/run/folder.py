@@ -1,6 +1,5 @@
 """The folder of a run: what is in it, whether it may be written, and what it says of the run."""
 
-import fcntl
 import itertools
 import json
 import os
@@ -9,7 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +21,7 @@ from jaxsae.config import Config
 from jaxsae.distributed import processes
 from jaxsae.errors import BadInput
 from jaxsae.io import atomic
+from jaxsae.run import identity, lock
 
 CONFIG, MANIFEST, SUMMARY, EVAL = "config.json", "manifest.json", "summary.json", "eval.json"
 
@@ -51,35 +51,27 @@ def written_by_this_run(folder: Path, config: Config) -> Iterator[None]:
 
     Raises BadInput, in all processes, for a folder that `config` must not write, or that a living process writes.
     """
-    held = processes.on_primary(partial(_hold, folder, config))
-    try:
+    with ExitStack() as stack:
+        processes.on_primary(partial(_hold, stack, folder, config))
         yield
-    finally:
-        if processes.is_primary():
-            os.close(held)
-            with suppress(OSError):
-                folder.rmdir()  # if it is empty
 
 
-def _hold(folder: Path, config: Config) -> int:
-    """A descriptor of the folder that holds its lock; the system drops the lock when the process ends, in any way."""
+def _hold(stack: ExitStack, folder: Path, config: Config):
+    """Let `stack` hold the folder."""
+    lock.check_free(folder)
     check(folder, config)
-    folder.mkdir(parents=True, exist_ok=True)
-    held = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        check(folder, config)
-    except BlockingIOError:
-        os.close(held)
-        raise BadInput(
-            f"--run {folder} is being written by another process: wait for its end, or give another folder"
-        ) from None
-    except BadInput:
-        os.close(held)
-        raise
-    except OSError:
-        pass  # some network disks have no locks
-    return held
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.callback(_remove_if_empty, folder)
+        stack.enter_context(lock.hold(folder))
+    except OSError as error:
+        raise BadInput(f"--run {folder} cannot be written: {error}") from error
+    check(folder, config)
+
+
+def _remove_if_empty(folder: Path):
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def check(folder: Path, config: Config):
@@ -88,40 +80,69 @@ def check(folder: Path, config: Config):
         return
     if not folder.is_dir():
         raise BadInput(f"--run {folder} is a file: give a folder that is not there yet")
-    if not any(folder.iterdir()):
+    if all(path.name.startswith(lock.FILE) for path in folder.iterdir()):
         return
     if not config.resume:
         raise BadInput(f"--run {folder} exists: give another folder, or --resume it")
     if not (folder / CONFIG).exists():
         raise BadInput(f"--run {folder} is not a run, it has no {CONFIG}: give another folder")
-    if changed := configs.differences(configs.from_json(folder / CONFIG), config):
+    _check_resumed(folder, configs.from_json(folder / CONFIG), config)
+
+
+def _check_resumed(folder: Path, saved: Config, config: Config):
+    by_content = identity.fields(_fingerprints(folder, saved))
+    before, tokens = saved.training.batch.tokens, config.training.batch.tokens
+    as_long = configs.with_fields(config, tokens=min(before, tokens))
+    if changed := configs.differences(saved, as_long, by_content):
         raise BadInput(
-            f"--resume with another configuration than {folder} was started with: {'; '.join(changed)}; "
-            f"give the same flags, or --config {folder / CONFIG} for all of them, or another --run"
+            f"--resume with another configuration than {folder} was started with: {'; '.join(changed)}; leave out "
+            "these flags to resume it as it was, or give another --run"
+        )
+    if changed := configs.differences(saved, config, by_content):
+        flags = configs.flags_for_longer(saved, config)
+        fix = f"add {flags}" if flags else f"start another --run with --init-from {folder}"
+        raise BadInput(
+            f"--resume with --tokens {tokens} instead of {before} would change more than the length of {folder}: "
+            f"{'; '.join(changed)}; to train for longer, {fix}"
         )
 
 
-def check_data(folder: Path, fingerprint: str):
+def _fingerprints(folder: Path, saved: Config) -> dict[str, str]:
+    return identity.saved(read(folder / MANIFEST), saved.lm.process_weights)
+
+
+def check_identity(folder: Path, config: Config, fingerprints: dict[str, str]):
     """Raises BadInput if a resumed run was started on other data or another model, or if processes differ in it."""
-    fingerprints = processes.exchange(fingerprint)
-    for process, other in enumerate(fingerprints):
-        if other != fingerprints[0]:
+    first, *others = map(json.loads, processes.exchange(json.dumps(fingerprints)))
+    for process, other in enumerate(others, 1):
+        if kinds := identity.changed(first, other):
             raise BadInput(
-                f"process {process} has other data than process 0: the fingerprint of text, tokenizer and model is "
-                f"{other}, not {fingerprints[0]}; give both the same files"
+                f"process {process} has other data than process 0: "
+                f"{identity.described(kinds, config, first, other)}; give both the same files"
             )
-    was = processes.on_primary(lambda: read(folder / MANIFEST).get("data_fingerprint"))
-    if was not in (None, fingerprint):
+    was = processes.on_primary(partial(_fingerprints, folder, config))
+    if kinds := identity.changed(was, fingerprints):
         raise BadInput(
-            f"--resume with other data than {folder} was started with: the fingerprint of text, tokenizer and model "
-            f"was {was}, not {fingerprint}; bring back the old ones, or give another --run"
+            f"--resume with other data than {folder} was started with: "
+            f"{identity.described(kinds, config, was, fingerprints)}; give the place of what it was started with, or "
+            "another --run"
+        )
+
+
+def check_order(folder: Path, order: str):
+    """Raises BadInput if a resumed run would read its data in another order, which `Source.order_name` tells."""
+    if (before := read(folder / MANIFEST).get("data_order")) not in (None, order):
+        raise BadInput(
+            f"--resume would read the data in another order ({order}) than {folder} did ({before}): give the --tokens "
+            f"that it was started with, or start another --run with --init-from {folder}"
         )
 
 
 def write_facts(folder: Path, config: Config, mesh: jax.sharding.Mesh, facts: dict):
     """config.json as the run was started, manifest.json as it runs now; `facts` are those of `RunInputs`.
 
-    Raises BadInput if hosts share no disk.
+    A resumed run may have more tokens, and find its data elsewhere: config.json then says the new ones. Raises BadInput
+    if hosts share no disk.
     """
     processes.on_primary(partial(_write_facts, folder, config, mesh, facts))
     if processes.is_distributed():
@@ -132,6 +153,8 @@ def _write_facts(folder: Path, config: Config, mesh: jax.sharding.Mesh, facts: d
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / CONFIG).exists():
         atomic.write_text(folder / CONFIG, configs.to_json(config))
+    elif (saved := configs.from_json(folder / CONFIG)) != (current := configs.resumed(saved, config)):
+        atomic.write_text(folder / CONFIG, configs.to_json(current))
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     device = jax.devices()[0]
     write(

@@ -1,22 +1,29 @@
 """What a run works on: devices, a language model, data; opened for training and for evaluation alike."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from jaxsae import lm as lms
+from jaxsae.config import Config, with_fields
+from jaxsae.data import text
 from jaxsae.data.activations import Source, TextSource
+from jaxsae.data.arrays.folder import open_shards, origin_of
+from jaxsae.data.arrays.opened import open_files
 from jaxsae.data.config import DataConfig
-from jaxsae.data.files import FileSource, fingerprint_of, open_shards
-from jaxsae.data.tokens import TokenContexts, default_cache, prepare
+from jaxsae.data.files import FileSource
+from jaxsae.data.tokens import Prepared, TokenContexts, default_cache, open_text, tokenised
 from jaxsae.distributed.mesh import replicate
-from jaxsae.distributed.processes import primary_first
+from jaxsae.distributed.processes import is_primary, primary_first
 from jaxsae.errors import BadInput
 from jaxsae.lm.architecture import width
 from jaxsae.lm.config import LMConfig
+from jaxsae.run import identity
 
 # Held-out contexts are taken in a shuffled order of their own, so that few of them come from many documents.
 EVAL_SEED = 1
@@ -26,15 +33,31 @@ EVAL_SEED = 1
 class RunInputs:
     mesh: jax.sharding.Mesh
     width: int  # d of the activations
-    fingerprint: str  # of text, tokenizer and model, or of the files of activations
-    source: Callable[..., Source]  # (split, seed, skip_first=False) -> Source; seed None keeps the order of the data
+    fingerprints: dict[str, str]  # of text, tokenizer and model, or of activations, by what they hold
+    source: Callable[..., Source]  # (split, seed) -> Source; seed None keeps the order of the data
     lm: lms.LM | None = None  # None if activations come from files
     hook: str | None = None
+    lm_name: str | None = None  # of the language model that activations are of, as --lm names it, if that is known
+    data: Mapping[str, Any] = field(default_factory=dict)  # what is known of the text, or of the rows of files
 
     @property
     def facts(self) -> dict:
         """What manifest.json says of the inputs, because the configuration leaves it open."""
-        return {"hook": self.hook, "width": self.width, "data_fingerprint": self.fingerprint}
+        facts = {"hook": self.hook, "width": self.width, "fingerprints": self.fingerprints, "lm": self.lm_name}
+        return facts | self.data
+
+
+def with_origin(config: Config) -> Config:
+    """`config` with the language model, hook point and context length that harvested activations are of.
+
+    Other activations, and text, leave it as it is. A hook point or a language model that is given stays.
+    """
+    origin = config.data.activations and origin_of(open_shards(config.data.activations)[0])
+    if not origin:
+        return config
+    default = LMConfig()
+    given = {"hook": config.lm.hook, "lm": config.lm.lm if config.lm.lm != default.lm else None}
+    return with_fields(config, **origin | {name: value for name, value in given.items() if value is not None})
 
 
 def open_inputs(
@@ -42,32 +65,53 @@ def open_inputs(
     data: DataConfig,
     choose_mesh: Callable[[int], jax.sharding.Mesh],
     check: Callable[..., None] = lambda lm, hook: None,
+    check_identity: Callable[[dict[str, str]], None] = lambda fingerprints: None,
+    need: Mapping[str, int | None] | None = None,
 ) -> RunInputs:
     """Open a language model and text, or files of activations; `choose_mesh(d)` says on which mesh.
 
-    `check(lm, hook)` is called with the language model's configuration, or None, before any text is read.
+    `check(lm, hook)` is called with the language model's configuration, or None, before any text is read,
+    `check_identity(fingerprints)` before any is tokenised. `need` says how many tokens are read of which part of the
+    text, {split: tokens, or None for all}; it is tokenised so far.
 
     Raises BadInput for a model or data that cannot be used.
     """
-    open_them = _from_text if data.activations is None else _from_files
-    return open_them(lm, data, choose_mesh, check)
+    if data.activations is not None:
+        return _from_files(lm, data, choose_mesh, check, check_identity)
+    return _from_text(lm, data, choose_mesh, check, check_identity, need)
 
 
-def _from_files(lm: LMConfig, data: DataConfig, choose_mesh, check) -> RunInputs:
+def _from_files(lm: LMConfig, data: DataConfig, choose_mesh, check, check_identity) -> RunInputs:
     check(None, "")
     cache = Path(data.cache or default_cache())
+    files = primary_first(lambda: open_files(data.activations, data.held_out, data.max_norm, cache))
+    origin = files.origin or {"hook": lm.hook}
+    if lm.hook not in (None, origin["hook"]):
+        raise BadInput(f"--hook is {lm.hook}, but {data.activations} holds activations of {origin['hook']}: give that")
+    if is_primary():
+        print(f"jaxsae: {files.summary()}", file=sys.stderr)
+    skip = files.token_ids(data.skip_tokens)
 
-    def source(split: str, seed: int | None, skip_first: bool = False):
-        del skip_first  # rows of files have no positions
-        return primary_first(lambda: FileSource(data.activations, split, seed, cache))
+    def source(split: str, seed: int | None):
+        return FileSource(files, split, seed, skip, data.skip_first)
 
-    shards, d = open_shards(data.activations)
-    # The hook is only noted: it says where the files come from.
-    return RunInputs(choose_mesh(d), d, fingerprint_of(shards), source, None, lm.hook)
+    fingerprints = {"activations": files.fingerprint}
+    check_identity(fingerprints)
+    return RunInputs(
+        choose_mesh(files.width),
+        files.width,
+        fingerprints,
+        source,
+        hook=origin["hook"],
+        lm_name=origin.get("lm"),
+        data={"activations": files.facts},
+    )
 
 
-def _from_text(config: LMConfig, data: DataConfig, choose_mesh, check) -> RunInputs:
+def _from_text(config: LMConfig, data: DataConfig, choose_mesh, check, check_identity, need) -> RunInputs:
     lm = lms.load(config.lm, config.lm_precision)
+    # Before the weights are processed, which rounds them differently on other devices.
+    weights = f"{lms.checksum(lm):08x}"
     lm = lms.process_weights(lm) if config.process_weights else lm
     hook = config.hook or lms.default_hook(lm.config.n_layer)
     d = width(lm.config, hook)
@@ -76,13 +120,42 @@ def _from_text(config: LMConfig, data: DataConfig, choose_mesh, check) -> RunInp
             f"--context is {data.context}, but {config.lm} has {lm.config.n_ctx} positions: give at most that"
         )
     check(lm.config, hook)
+    skip = lms.token_ids(lm, data.skip_tokens)
     mesh = choose_mesh(d)
-    tokenise = partial(prepare, data.text, lms.load_tokenizer(lm), data.context)
-    folder = primary_first(lambda: tokenise(data.cache, data.documents))
-    fingerprint = f"{folder.name}-{lms.checksum(lm):08x}"
+    prepared = text_of(data, partial(lms.load_tokenizer, lm), lm.config.vocab_size, need)
+    fingerprints = {"text": identity.short(prepared.text.fingerprint), "model": weights}
+    if tokenizer := prepared.text.tokenizer:
+        fingerprints["tokenizer"] = identity.digest(f"{tokenizer.fingerprint()} {tokenizer.end_of_text}")
+    check_identity(fingerprints)
+    primary_first(lambda: tokenised(prepared))
+    fingerprint = f"{prepared.fingerprint}-{weights}"
     lm = replicate(lm, mesh)
 
-    def source(split: str, seed: int | None, skip_first: bool = False):
-        return TextSource(lm, hook, TokenContexts(folder, split, seed), data.context, skip_first, fingerprint)
+    def source(split: str, seed: int | None):
+        contexts = primary_first(lambda: TokenContexts(prepared, split, seed))
+        return TextSource(lm, hook, contexts, data.context, data.skip_first, fingerprint, skip)
 
-    return RunInputs(mesh, d, fingerprint, source, lm, hook)
+    return RunInputs(mesh, d, fingerprints, source, lm, hook, config.lm, prepared.facts)
+
+
+def text_of(
+    data: DataConfig, load_tokenizer: Callable, vocab_size: int, need: Mapping[str, int | None] | None
+) -> Prepared:
+    """The text of `data`, not tokenised yet. Token ids do without a tokenizer, but for --bos."""
+    tokenizer = load_tokenizer() if data.bos or not text.are_ids(data.text) else None
+    if need is not None and data.skip_first:
+        # The first position of each context is read, and does not count.
+        need = {split: tokens and tokens * data.context // (data.context - 1) + 1 for split, tokens in need.items()}
+    return open_text(
+        data.text,
+        tokenizer,
+        data.context,
+        data.cache,
+        data.documents,
+        need,
+        vocab_size=vocab_size,
+        bos=data.bos,
+        pack=data.pack,
+        processes=data.data_processes,
+        bad_documents=data.bad_documents,
+    )

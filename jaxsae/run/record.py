@@ -1,35 +1,31 @@
-"""What a run says of itself: the `about` of its export, and the table of its metrics."""
-
-import os
-from pathlib import Path
+"""What a run says of itself: the `about` of its export, how much it reads, and the table of its metrics."""
 
 from jaxsae import __version__
 from jaxsae import config as configs
 from jaxsae.config import Config
-from jaxsae.data.text import is_path
-from jaxsae.lm.weights import EMBEDDED
+from jaxsae.run.places import without_places
 
 
 def about(config: Config, facts: dict, mse_scale: float, summary: dict) -> dict:
-    """What `jaxsae.describe` says. No time and no path of the run, so that equal runs export equal bytes.
+    """What `jaxsae.describe` says. No time and no place, so that equal runs export equal bytes on every machine.
 
-    `facts` are those of manifest.json that the configuration leaves open: hook, width, data_fingerprint. The
-    configuration itself is in it, so that an export is evaluated exactly as its run is; the rest is what people look
-    for first.
+    `facts` are those of manifest.json that the configuration leaves open: hook, width, fingerprints. The configuration
+    itself is in it, so that an export is evaluated exactly as its run is; the rest is what people look for first.
     """
     config = _as_exported(config, facts["hook"])
     data, training = config.data, config.training
     reads_text = data.activations is None
     return {
         "config": configs.to_dict(config),
-        "lm": config.lm.lm if reads_text else None,
+        "lm": config.lm.lm if reads_text or facts.get("lm") else None,
         "process_weights": config.lm.process_weights,
         "hook": facts["hook"],
         "context": data.context,
         "skip_first": data.skip_first,
+        "skip_tokens": list(data.skip_tokens),
         "text": list(data.text) if reads_text else None,
         "activations": data.activations,
-        "data_fingerprint": facts["data_fingerprint"],
+        "fingerprints": facts["fingerprints"],
         "objective": training.objective,
         "n": config.sae.n,
         "d": facts["width"],
@@ -46,20 +42,9 @@ def about(config: Config, facts: dict, mse_scale: float, summary: dict) -> dict:
 
 
 def _as_exported(config: Config, hook: str | None) -> Config:
-    """The configuration without what does not change the result, and with paths that mean the same everywhere."""
+    """The configuration without what does not change the result, and without the places of what was read."""
     default, names = configs.fields_of(Config()), configs.MAY_CHANGE_ON_RESUME
-    lm, data = config.lm.lm, config.data
-    changes = {name: default[name] for name in names} | {"hook": hook}
-    changes["lm"] = _absolute(lm) if lm != EMBEDDED and Path(lm).is_dir() else lm
-    changes["text"] = tuple(_absolute(source) if is_path(source) else source for source in data.text)
-    if data.activations is not None:
-        changes["activations"] = _absolute(data.activations)
-    return configs.with_fields(config, **changes)
-
-
-def _absolute(path: str) -> str:
-    """From the working folder; a pattern of names stays one."""
-    return os.path.normpath(Path.cwd() / path)
+    return without_places(configs.with_fields(config, **{name: default[name] for name in names}, hook=hook))
 
 
 def table(metrics: dict) -> str:
@@ -67,15 +52,38 @@ def table(metrics: dict) -> str:
     columns = {"": "exported", "raw_": "without EMA", "no_pos0_": "no position 0"}
     columns = {p: title for p, title in columns.items() if f"{p}nmse" in metrics}
     names = ("nmse", "fvu", "l0", "dead_fraction", "ce_original", "ce_substituted", "delta_ce", "kl", "ce_recovered")
-    lines = [f"{'held-out':<15}" + "".join(f"{title:>15}" for title in columns.values())] if columns else []
+    lines = [*_heading(metrics), f"{'':<15}" + "".join(f"{title:>19}" for title in columns.values())] if columns else []
     for name in names if columns else ():
-        values = [metrics.get(f"{p}{name}") for p in columns]
-        if any(v is not None for v in values):
-            lines.append(f"{name:<15}" + "".join(f"{_short(v):>15}" for v in values))
+        values = [_short(metrics.get(f"{p}{name}")) for p in columns]
+        errors = [metrics.get(f"{p}{name}_se") for p in columns]
+        if any(values):
+            cells = [v if e is None else f"{v} ± {_short(e)}" for v, e in zip(values, errors)]
+            lines.append(f"{name:<15}" + "".join(f"{cell:>19}" for cell in cells).rstrip())
     for name, value in metrics.items():
         if isinstance(value, dict):
             lines += ["", name, *_tree(value, 1)]
     return "\n".join(lines)
+
+
+def _heading(metrics: dict) -> list[str]:
+    """What the numbers are of, in lines: the text of the evaluation, and that of training."""
+    lines = []
+    if metrics.get("eval_tokens") is not None:
+        text, split = metrics["eval_text"], metrics["eval_split"]
+        part = {"all": "all of", "held_out": "the held-out part of", "train": "the training part of"}[split]
+        text = text if isinstance(text, str) else " ".join(text)
+        context = metrics.get("eval_context")
+        lines.append(f"on {metrics['eval_tokens']:,} tokens from {part} {text}")
+        lines[-1] += f", in contexts of {context}" if context else ""
+    if metrics.get("data_tokens") is not None:
+        read = amount_read(metrics["data_tokens"], metrics["times_read"])
+        lines.append(f"trained on {metrics['tokens']:,} tokens: {read}")
+    return [*lines, ""] if lines else []
+
+
+def amount_read(data_tokens: int, times_read: float) -> str:
+    """How much there is to train on, in words, and how often it is read."""
+    return f"the training data have {data_tokens:,} tokens, read {times_read:.3g} times"
 
 
 def _short(value) -> str:

@@ -16,6 +16,7 @@ from jaxsae.interop import native
 from jaxsae.lm import default_hook
 from jaxsae.lm.weights import find_folder, read_config
 from jaxsae.run import folder as folders
+from jaxsae.run import identity, places
 from jaxsae.run.folder import CONFIG, MANIFEST, SUMMARY
 from jaxsae.run.record import about
 from jaxsae.sae.types import SAE, Spec
@@ -48,12 +49,26 @@ def describe(path: str | Path) -> dict:
     """
     folder = Path(path)
     if not _is_unfinished(folder):
-        return interop.describe(path)
+        return _located(interop.describe(path), folder)
     config = configs.from_json(folder / CONFIG)
     state = restore(folder, config, make_mesh(1, 1))
     facts = about_of(folder, config, state) | {"spec": dataclasses.asdict(config.sae.spec())}
     # As if it had been saved and read again.
-    return json.loads(json.dumps(facts))
+    return _located(json.loads(json.dumps(facts)), folder)
+
+
+def _located(about: dict, path: Path) -> dict:
+    """What an autoencoder says of itself, with the places of what it was trained on, as far as they are known here."""
+    if "config" not in about:
+        return about
+    config = configs.from_dict(about["config"], f"the autoencoder in {path}")
+    # This is an export, the file in one, or a run, which has its export in a folder.
+    folder = path.parent if path.is_file() else path / "sae" if (path / MANIFEST).is_file() else path
+    config = places.located(config, identity.saved(about, config.lm.process_weights), folder)
+    reads_text = config.data.activations is None
+    names = {"lm": config.lm.lm, "text": list(config.data.text)} if reads_text else {}
+    about |= names | {"activations": config.data.activations, "config": configs.to_dict(config)}
+    return json.loads(json.dumps(about))
 
 
 def facts_of(path: str | Path) -> tuple[Spec, int, int]:
@@ -69,8 +84,12 @@ def facts_of(path: str | Path) -> tuple[Spec, int, int]:
 
 def _is_unfinished(folder: Path) -> bool:
     """Whether training has not come to its end: sae/ may then be there, exported on the way, and older."""
-    finished = (folder / SUMMARY).is_file() and (folder / "sae" / native.WEIGHTS).is_file()
-    return (folder / "checkpoints").is_dir() and not finished
+    if not (folder / "checkpoints").is_dir():
+        return False
+    if not (folder / "sae" / native.WEIGHTS).is_file():
+        return True
+    # A run that is trained for longer has the summary of its first end.
+    return folders.read(folder / SUMMARY).get("step") != configs.from_json(folder / CONFIG).training.steps
 
 
 def restore(folder: Path, config: Config, mesh: jax.sharding.Mesh, step: int | None = None) -> TrainState:
@@ -90,11 +109,20 @@ def config_of(folder: str | Path) -> Config:
     folder = Path(folder)
     if (folder / "checkpoints").is_dir():
         return configs.from_json(folder / CONFIG)
-    about, source = interop.describe(folder), f"the autoencoder in {folder}"
+    about, source = describe(folder), f"the autoencoder in {folder}"
     if "config" in about:
         return configs.from_dict(about["config"], source)
     document = compatibility.config_of_about_1(about, about["spec"], source)
     return configs.from_dict({"format": configs.FORMAT, **document}, source)
+
+
+def fingerprints_of(path: str | Path) -> dict[str, str]:
+    """The fingerprints of what a run, or an exported autoencoder, was trained on, as far as it says any."""
+    folder = Path(path)
+    if (folder / "checkpoints").is_dir():
+        return identity.saved(folders.read(folder / MANIFEST), config_of(folder).lm.process_weights)
+    about = interop.describe(folder)
+    return identity.saved(about, about.get("process_weights", False))
 
 
 def export_of(state: TrainState, config: Config) -> SAE:
@@ -108,7 +136,8 @@ def about_of(folder: Path, config: Config, state: TrainState) -> dict:
     manifest, done = folders.read(folder / MANIFEST), int(state.step)
     with jax.set_mesh(state.idle.sharding.mesh):
         dead = float(jnp.mean(state.idle >= config.training.dead_window()))
-    facts = {"width": state.params.d, "data_fingerprint": manifest.get("data_fingerprint")}
+    facts = {"width": state.params.d, "lm": manifest.get("lm")}
+    facts["fingerprints"] = identity.saved(manifest, config.lm.process_weights)
     # Version 0.1 did not note the hook point.
     facts["hook"] = manifest["hook"] if "hook" in manifest else _hook(config)
     summary = {"step": done, "tokens": done * config.training.batch.batch_size, "dead_fraction": dead}

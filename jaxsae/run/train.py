@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Collection
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -13,21 +14,25 @@ from jaxsae.data.activations import ActivationBatches, BufferPlan
 from jaxsae.data.contexts import ContextBatches
 from jaxsae.distributed import processes
 from jaxsae.interop import native
-from jaxsae.run import checks
+from jaxsae.run import checks, places
 from jaxsae.run import folder as folders
 from jaxsae.run.compiled import keep_compiled
 from jaxsae.run.evaluate import measure_state
 from jaxsae.run.folder import SUMMARY
-from jaxsae.run.inputs import RunInputs, open_inputs
+from jaxsae.run.inputs import RunInputs, open_inputs, with_origin
 from jaxsae.run.plot import plot
-from jaxsae.run.record import about
+from jaxsae.run.record import about, amount_read
 from jaxsae.run.saved import load
+from jaxsae.sae import activation_functions
 from jaxsae.training.checkpoint import Checkpoints
 from jaxsae.training.export import exported
 from jaxsae.training.logs import METRICS, Logs, read_metrics
 from jaxsae.training.loop import train as train_loop
 from jaxsae.training.program import Program, make_program
 from jaxsae.training.step import TrainState
+
+# A text that is read more often teaches an autoencoder its own tokens.
+MANY_TIMES = 4
 
 
 def started(config: Config) -> Config:
@@ -37,35 +42,39 @@ def started(config: Config) -> Config:
     """
     processes.start(config.distributed)
     keep_compiled(config.data.cache)
+    config = processes.on_all(partial(with_origin, config))
     return dataclasses.replace(config, run=config.run or folders.default_folder(config))
 
 
-def train(config: Config) -> dict:
+def train(config: Config, asked: Collection[str] = ()) -> dict:
     """Train, export, evaluate: the whole run folder; returns its summary. Raises BadInput, Interrupted or Diverged.
 
     `config` comes from `started`, or names its run folder. With several processes, all of them call this and the
-    primary one writes.
+    primary one writes. Training that starts from an autoencoder is refused on other data than its own under the same
+    name, but for the fields in `asked`: text, lm, activations.
     """
     folder = Path(config.run)
     with folders.written_by_this_run(folder, config):
-        return _train(folder, config)
+        return _train(folder, config, asked)
 
 
-def _train(folder: Path, config: Config) -> dict:
+def _train(folder: Path, config: Config, asked: Collection[str]) -> dict:
     training = config.training
     checks.check_before_opening(folder, config)
     choose_mesh, check = partial(checks.training_mesh, config), partial(checks.check_objective, config)
-    inputs = processes.on_all(partial(open_inputs, config.lm, config.data, choose_mesh, check))
-    source = inputs.source("train", training.batch.seed, config.data.skip_first)
-    checks.check_data(folder, config, source, inputs.fingerprint)
+    check_identity = partial(checks.check_identity, folder, config, asked)
+    need = {"train": training.batch.tokens, "held_out": config.eval_tokens}
+    inputs = processes.on_all(partial(open_inputs, config.lm, config.data, choose_mesh, check, check_identity, need))
+    source = inputs.source("train", training.batch.seed)
+    checks.check_data(folder, config, source)
     lm = inputs.lm if training.type.reads == "contexts" else None
     program = processes.on_all(
         lambda: make_program(config.sae, training, inputs.width, lm and lm.config, inputs.hook or "")
     )
     batches = make_batches(config, inputs.mesh, source)
-    tokens = len(source) * source.rows
-    read = {"data_tokens": tokens, "times_read": training.batch.tokens / tokens}
-    folders.write_facts(folder, config, inputs.mesh, inputs.facts | read)
+    read = _amount_read(source, training.batch.tokens)
+    folders.write_facts(folder, config, inputs.mesh, inputs.facts | read | {"data_order": source.order_name})
+    processes.on_primary(partial(places.remember, config, inputs.fingerprints))
 
     def step(state: TrainState, batch, number: int):
         with jax.set_mesh(inputs.mesh):
@@ -77,7 +86,8 @@ def _train(folder: Path, config: Config) -> dict:
         if state is None:
             state = _first_state(config, inputs, program, batches)
         start = int(state.step)
-        logs = stack.enter_context(Logs(folder, config.log, start, fields_of(config)))
+        counts = activation_functions.get(config.sae.activation).counts
+        logs = stack.enter_context(Logs(folder, config.log, start, fields_of(config), counts))
         stream, size = batches.iterate(start, training.steps), training.batch.batch_size
         state, seconds = train_loop(state, stream, step, training.steps, size, checkpoints, logs, config.log)
     if seconds:
@@ -85,7 +95,17 @@ def _train(folder: Path, config: Config) -> dict:
     else:  # trained before: what its summary says, or the last row of its log if a kill came before the summary
         rows = read_metrics(folder / METRICS) or [{}]
         rate = folders.read(folder / SUMMARY).get("tokens_per_second", rows[-1].get("tokens_per_second"))
-    return _finish(folder, config, inputs, state, rate)
+    return _finish(folder, config, inputs, state, rate, read)
+
+
+def _amount_read(source, tokens: int) -> dict:
+    """How many tokens there are to train on, how often each is read, and in which order; said on stderr too."""
+    read = {"data_tokens": source.count, "times_read": tokens / source.count}
+    if processes.is_primary():
+        print(f"jaxsae: {amount_read(**read)}", file=sys.stderr)
+        if read["times_read"] > MANY_TIMES:
+            print(f"jaxsae: that is more than {MANY_TIMES} times: give more --text, or fewer --tokens", file=sys.stderr)
+    return read
 
 
 def make_batches(config: Config, mesh: jax.sharding.Mesh, source) -> ActivationBatches | ContextBatches:
@@ -93,7 +113,7 @@ def make_batches(config: Config, mesh: jax.sharding.Mesh, source) -> ActivationB
     size = config.training.batch.batch_size
     if config.training.type.reads == "contexts":
         return ContextBatches(source, size // source.rows, mesh)
-    plan = BufferPlan.of(size, source.rows, mesh.shape["data"], config.data.buffer_batches)
+    plan = BufferPlan.of(size, source.count / len(source), mesh.shape["data"], config.data.buffer_batches)
     return ActivationBatches(source, plan, mesh, config.training.batch.seed)
 
 
@@ -104,12 +124,12 @@ def _first_state(config: Config, inputs: RunInputs, program: Program, batches) -
     return program.first_state(batches, inputs.mesh, load(path, inputs.mesh) if path else None)
 
 
-def _finish(folder: Path, config: Config, inputs: RunInputs, state: TrainState, rate: float | None) -> dict:
+def _finish(folder: Path, config: Config, inputs: RunInputs, state: TrainState, rate: float | None, read: dict) -> dict:
     """Export, evaluate, summarise and draw a trained state."""
     with jax.set_mesh(inputs.mesh):
         sae = exported(state, config.training.ema_decay())
     summary = measure_state(config, inputs, state, sae, config.eval_tokens)
-    summary["tokens_per_second"] = rate
+    summary |= {"tokens_per_second": rate, **read}
     native.save(sae, folder / "sae", about(config, inputs.facts, float(state.mse_scale), summary))
 
     def summarise():

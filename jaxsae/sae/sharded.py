@@ -37,6 +37,7 @@ class Output:
     penalty: Any = None  # [B@data] the sparsity term, summed over latents
     gate_xhat: Any = None  # [B@data, d] an auxiliary reconstruction of x, whose decoder gets no gradient
     ehat: Any = None  # [B@data, d] what AuxK's dead latents make of the residual
+    counts: Any = None  # {metric: [B@data]} which tokens the activation function counts
     weights: tuple = field(default=(1.0,), metadata={"static": True})  # of the views
 
     @property
@@ -44,7 +45,7 @@ class Output:
         return self.views[0]
 
 
-WHERE = dict.fromkeys(("views", "l0", "penalty", "gate_xhat", "ehat"), TOKENS)
+WHERE = dict.fromkeys(("views", "l0", "penalty", "gate_xhat", "ehat", "counts"), TOKENS)
 WHERE |= {"fired": LATENTS, "min_active": REPLICATED}
 
 
@@ -68,6 +69,7 @@ def autoencode(
     wanted += ["min_active"] if options and family.update_extra else []
     wanted += ["penalty"] if penalty else []
     wanted += ["gate_xhat"] if options and family.gate_values else []
+    wanted += ["counts"] if options and family.counts else []
     wanted += [] if dead is None else ["ehat"]
 
     def local(layout, sae, x, chosen, dead):
@@ -91,6 +93,10 @@ def autoencode(
             "min_active": lambda: layout.min_all(lax.stop_gradient(jnp.where(active, v, jnp.inf).min())),
             "penalty": lambda: penalty.finish(layout.sum_latents(penalty.each(v, preacts, options).sum(1)), options),
             "gate_xhat": lambda: reconstruct(lax.stop_gradient(sae), family.gate_values(preacts), chosen, layout),
+            "counts": lambda: {
+                name: count.each(*layout.pvary(lax.stop_gradient(chosen)), sae.spec, layout)
+                for name, count in family.counts.items()
+            },
             "ehat": lambda: ehat,
         }
         with jax.named_scope("decode"):

@@ -5,6 +5,8 @@ alone, and a checksum of every array: storage formats notice most damage, not al
 each writes and reads what its own devices hold, and they agree on which checkpoint is whole.
 """
 
+import re
+import shutil
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,12 +21,14 @@ from jaxsae.training.step import TrainState
 
 # The version of a checkpoint: 2 has its checksums by name.
 FORMAT = 2
+# Orbax's name for a checkpoint that is being written. Its own tidying takes every folder with this inside its name.
+UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp(-\d+)?")
 
 
 class Checkpoints:
     """The checkpoints of one run. Use as a context manager: leaving it waits for what is being written.
 
-    `tidy` removes what an interrupted save left; only the process that trains may do that.
+    `tidy` removes what an interrupted save left, and nothing else; only the process that trains may do that.
     """
 
     def __init__(self, folder: Path, keep: int, tidy: bool = True):
@@ -37,12 +41,13 @@ class Checkpoints:
         self._checkpointer = None
 
     def __enter__(self):
+        if self._tidy and processes.is_primary():
+            self._remove_unfinished()
         self._checkpointer = self._ocp.training.Checkpointer(
             self.folder,
             # Every save that is asked for is made.
             save_decision_policy=self._ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=self._keep,
-            cleanup_tmp_directories=self._tidy,
         )
         return self
 
@@ -71,6 +76,12 @@ class Checkpoints:
         self._checkpointer.save_checkpointables_async(
             step, {**_split(state), "facts": facts}, force=True, overwrite=step in self.steps()
         )
+
+    def drop(self, step: int):
+        """Remove the checkpoint of `step`, whose weights have turned out to be of no use, if there are others too."""
+        self.wait()
+        if step in self.steps() and len(self.steps()) > 1:
+            self._checkpointer.delete(step)
 
     def wait(self):
         """Until everything is on disk."""
@@ -103,6 +114,11 @@ class Checkpoints:
                 "bring back a copy of one, or start another --run"
             )
         return None
+
+    def _remove_unfinished(self):
+        for path in self.folder.glob("*"):
+            if UNFINISHED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
 
     def _read(self, step: int, like: TrainState) -> tuple[TrainState | None, str]:
         """(state, "") of a whole checkpoint, (None, what is wrong with it) of a damaged one, the same everywhere."""

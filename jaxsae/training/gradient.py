@@ -50,6 +50,7 @@ def make_loss(sae: SAEConfig, training: TrainingConfig, objective: Objective, k_
 def own_terms(sae: SAEConfig, out, x, hyper: Hyper):
     """The summands of the loss that are of the activation function alone, and their metrics."""
     total, metrics = 0.0, {"l0": out.l0.mean()}
+    metrics |= {name: which.mean(dtype=x.dtype) for name, which in (out.counts or {}).items()}
     if out.gate_xhat is not None:
         # Always compared with the input, whatever the objective.
         total += squared_error(out.gate_xhat, x, hyper.mse_scale)

@@ -3,13 +3,17 @@
 import hashlib
 import importlib
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from tqdm import tqdm
 
 from jaxsae.distributed import processes
 from jaxsae.errors import BadInput
 from jaxsae.io import atomic
+from jaxsae.sae.activation_functions.interface import Count
 
 METRICS = "metrics.jsonl"
 
@@ -49,12 +53,16 @@ def check_packages(config: LogConfig):
 class Logs:
     """Writes rows {name: number} to every sink. Use as a context manager."""
 
-    def __init__(self, folder: Path, config: LogConfig, step: int, about: dict):
-        """Rows of metrics.jsonl after `step`, which a killed run left, are dropped: they will be written again."""
+    def __init__(self, folder: Path, config: LogConfig, step: int, about: dict, counts: Mapping[str, Count] = {}):
+        """Rows of metrics.jsonl after `step`, which a killed run left, are dropped: they will be written again.
+
+        `counts` are metrics that have a limit: the first row above it is told on stderr.
+        """
         self._sinks: list[Callable[[dict], None]] = []
         self._close: list[Callable[[], None]] = []
         if processes.is_primary():
             self._open_jsonl(folder / METRICS, step)
+            self._sinks += [_warning(metric, count) for metric, count in counts.items()]
             if config.tensorboard:
                 self._open_tensorboard(folder)
             if config.wandb:
@@ -103,6 +111,21 @@ class Logs:
         run = wandb.init(project=project, name=folder.name, id=name, resume="allow", dir=folder, config=about)
         self._sinks.append(lambda row: run.log(row, step=row["step"]))
         self._close.append(run.finish)
+
+
+def _warning(metric: str, count: Count) -> Callable[[dict], None]:
+    """A sink that warns on stderr of the first row whose `metric` is above its limit."""
+    warned = False
+
+    def write(row):
+        nonlocal warned
+        if not warned and row[metric] > count.limit:
+            warned = True
+            text = f"jaxsae: step {row['step']}: {row[metric]:.2%} of {count.warning} ({metric} in {METRICS})"
+            # Above the progress bar, and not into it.
+            tqdm.write(text, sys.stderr)
+
+    return write
 
 
 def read_metrics(path: Path) -> list[dict]:

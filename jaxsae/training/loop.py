@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,14 @@ STOP = "stop"
 
 
 class Diverged(Exception):
-    """The loss or its gradient is no longer finite."""
+    """The loss or its gradient is no longer finite.
+
+    `useless` is the step whose weights have no finite loss; None if only the gradient is not finite.
+    """
+
+    def __init__(self, message: str, useless: int | None):
+        super().__init__(message)
+        self.useless = useless
 
 
 def train(
@@ -47,13 +55,14 @@ def train(
     """Run `step(state, batch, number) -> (state, metrics)` to step `total`; returns the last state and the seconds.
 
     On SIGTERM or Ctrl-C, in any process, the state is saved and Interrupted raised; a second signal stops at once.
+    Raises Diverged if the loss or its gradient is no longer finite; the newest checkpoint then has a finite loss.
     """
     start = done = int(state.step)
     if start >= total:
         return state, 0.0
     began = time.monotonic()
-    with _Signals() as signals, _bar(total, start, tokens_per_step) as bar:
-        metrics = _Metrics(lambda count: _advance(bar, count * tokens_per_step))
+    with _Signals() as signals, _dropping_useless(checkpoints), _bar(total, start, tokens_per_step) as bar:
+        metrics = _Metrics(start, lambda count: _advance(bar, count * tokens_per_step))
         ask = _ask_all(state.step.sharding.mesh) if processes.is_distributed() else None
         for batch in batches:
             done += 1
@@ -82,6 +91,16 @@ def train(
     return state, time.monotonic() - began
 
 
+@contextmanager
+def _dropping_useless(checkpoints: Checkpoints):
+    try:
+        yield
+    except Diverged as error:
+        if error.useless is not None:
+            checkpoints.drop(error.useless)
+        raise
+
+
 def _ask_all(mesh: jax.sharding.Mesh) -> Callable[[int], jax.Array]:
     """ask(signal) -> the largest signal that any process on `mesh` gives, a scalar on its way like a step's metrics."""
     split, count = NamedSharding(mesh, P(mesh.axis_names)), mesh.size
@@ -97,8 +116,8 @@ class _Metrics:
     # The signal that some process got, in the metrics that were waited for.
     stop = 0
 
-    def __init__(self, on_done: Callable[[int], None]):
-        self._pending, self._window, self._on_done = deque(), [], on_done
+    def __init__(self, start: int, on_done: Callable[[int], None]):
+        self._pending, self._window, self._step, self._on_done = deque(), [], start, on_done
 
     def add(self, values: dict):
         self._pending.append(values)
@@ -110,11 +129,15 @@ class _Metrics:
             values = jax.device_get(self._pending.popleft())
             self.stop = self.stop or int(values.pop(STOP, 0))
             self._on_done(1)
+            self._step += 1
             self._window.append(values)
             # The loss is that of the weights before the step, the gradient decides those after it.
             for name in ("loss", "grad_norm"):
                 if not np.isfinite(values[name]):
-                    raise Diverged(f"{name} became {values[name]}: start another --run with a lower --lr")
+                    raise Diverged(
+                        f"{name} became {values[name]} at step {self._step}: start another --run with a lower --lr",
+                        self._step - 1 if name == "loss" else None,
+                    )
 
     def mean(self) -> dict[str, float]:
         """The mean row of the window, which starts anew."""

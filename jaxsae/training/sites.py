@@ -57,7 +57,8 @@ def make_gradient_of_sites(
 
         substitutes = tuple(partial(substitute, i) for i in range(1, len(configs)))
         total, (metrics, seen) = loss_of_first(saes[0], batch, chosen, of_site(0), lm, whole, later=substitutes)
-        metrics |= {f"{name}/{hooks[0]}": metrics.pop(name) for name in ("l0", "penalty") if name in metrics}
+        own = ("l0", "penalty", *activation_functions.get(configs[0].activation).counts)
+        metrics |= {f"{name}/{hooks[0]}": metrics.pop(name) for name in own if name in metrics}
         seen = [seen]
         for i, x, out in later:
             own, of_own = own_terms(configs[i], out, x, of_site(i))

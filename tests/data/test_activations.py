@@ -23,9 +23,10 @@ class Numbered:
     """Row r of context c is [c * rows + r, c]: exact in float32 here."""
 
     width, shape, dtype, fingerprint = 2, (1,), np.int32, "numbered"
+    first, masked = 0, False
 
     def __init__(self, rows):
-        self.rows = rows
+        self.rows, self.count = rows, rows << 20
 
     def __len__(self):
         return 1 << 20
@@ -161,6 +162,97 @@ def test_the_sample_is_the_first_rows_and_its_chunk_is_not_computed_twice():
     assert numbers.count(0) == 1 and len(numbers) == 3
 
 
+class Holed(Numbered):
+    """Numbered rows of which only those count whose context and position `keep` names."""
+
+    masked = True
+
+    def __init__(self, rows, keep, contexts=1 << 20):
+        super().__init__(rows)
+        self.keep, self.contexts = keep, contexts
+        self.count = round(contexts * rows * np.mean(keep(np.arange(4096)[:, None], np.arange(rows))))
+
+    def __len__(self):
+        return self.contexts
+
+    def kept(self, host):
+        return jnp.broadcast_to(self.keep(host, jnp.arange(self.rows)), (len(host), self.rows))
+
+
+def holed_batches(source, mesh=(1, 1), batch=64, per_chunk=4):
+    plan = BufferPlan.of(batch, source.count / len(source), mesh[0], per_chunk)
+    return ActivationBatches(source, plan, make_mesh(*mesh), 0)
+
+
+def some(context, position):
+    """A scattered third is left out, and all of every seventh context."""
+    return ((context * 31 + position * 17) % 3 > 0) & (context % 7 > 0)
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_batches_are_full_of_rows_that_count(mesh):
+    """Every lane's rows in a random order, those that count first, and around again where they do not suffice."""
+    rows, batches = 12, holed_batches(Holed(12, some), mesh)
+    plan, chunk = batches.plan, np.asarray(batches.chunk(2)[0])
+    assert chunk.shape == (4, 64, 2) and plan.contexts > 4 * 64 / rows
+    key, per_lane = jax.random.fold_in(batches.key, 2), 4 * 64 // plan.lanes
+    lanes = (2 * plan.contexts + np.arange(plan.contexts)).reshape(plan.lanes, -1)
+    want = np.zeros((4, plan.lanes, per_lane // 4), int)
+    for lane, contexts in enumerate(lanes):
+        ids = (contexts[:, None] * rows + np.arange(rows)).ravel()
+        order = [int(i) for i in jax.random.permutation(jax.random.fold_in(key, lane), len(ids))]
+        counting = [ids[i] for i in order if some(ids[i] // rows, ids[i] % rows)]
+        if not counting:
+            # Of a lane without any, the first row of the first one that has some.
+            counting = [want[0, next(i for i in range(lane) if want[0, i].any()), 0]]
+        want[:, lane] = np.resize(counting, per_lane).reshape(4, -1)
+    np.testing.assert_array_equal(chunk[..., 0], want.reshape(4, 64))
+
+
+def test_no_row_comes_twice_while_a_lane_has_others():
+    source = Holed(12, lambda context, position: (position < 5) & (context >= 0))
+    ids = np.asarray(holed_batches(source).chunk(0)[0])[..., 0].ravel()
+    assert len(set(ids)) == len(ids) and set(ids % 12) == set(range(5))
+
+
+def test_a_lane_without_rows_that_count_gives_those_of_another():
+    """Only one context of the chunk has any."""
+    source = Holed(12, lambda context, position: (context == 9) & (position < 4))
+    batches = ActivationBatches(source, BufferPlan.of(64, 12, 4, 2), make_mesh(4, 2), 0)
+    ids = np.asarray(batches.chunk(0)[0])[..., 0]
+    assert {*ids.ravel()} <= {9 * 12 + i for i in range(4)}
+
+
+def test_a_source_that_keeps_all_gives_what_one_without_marks_gives():
+    source = Holed(12, lambda context, position: (context >= 0) & (position >= 0))
+    for got, want in zip(holed_batches(source).iterate(0, 6), make_batches().iterate(0, 6), strict=True):
+        np.testing.assert_array_equal(got[0], want[0])
+
+
+def test_the_start_of_training_sees_only_rows_that_count():
+    few = Holed(12, some, contexts=60)
+    sample = np.asarray(holed_batches(few).sample(10**6)).astype(int)
+    assert len(sample) == few.count < 60 * 12 and some(sample[:, 1], sample[:, 0] % 12).all()
+
+
+class FromOne(Numbered):
+    """The first position is left out."""
+
+    first = 1
+
+    def __init__(self, rows):
+        super().__init__(rows)
+        self.count = (rows - 1) << 20
+
+
+def test_without_the_first_position_batches_are_those_of_contexts_that_are_one_shorter():
+    """So a run of an older version resumes with the batches that it had."""
+    source = FromOne(13)
+    chunk = np.asarray(holed_batches(source).chunk(1)[0])[..., 0].astype(int)
+    want = np.asarray(make_batches().chunk(1)[0])[..., 0].astype(int)
+    np.testing.assert_array_equal(chunk, want // 12 * 13 + want % 12 + 1)
+
+
 class Pairs(Numbered):
     """What should come out is the negative of what goes in."""
 
@@ -194,6 +286,20 @@ def test_what_goes_wrong_while_reading_ahead_is_raised():
         next(stream)
 
 
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 1)], ids=str)
+def test_what_is_read_ahead_has_the_precisions_of_its_reader(mesh):
+    """JAX keeps them by thread, and the next chunk is made in another one."""
+    batches, seen = make_batches(mesh), []
+    read, compute = batches.source.host, batches.source.activations
+    precisions = lambda: (jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision)
+    batches.source.host = lambda *where: seen.append(precisions()) or read(*where)
+    batches.source.activations = lambda host: seen.append(precisions()) or compute(host)
+    with jax.enable_x64(True), jax.default_matmul_precision("float32"):
+        for _ in batches.iterate(0, 9):
+            pass
+    assert set(seen) == {(True, "float32")} and len(seen) >= 6
+
+
 T = 8
 CONFIG = GPT2Config(vocab_size=50, n_ctx=T, d_model=8, n_layer=2, n_head=2, n_inner=12)
 
@@ -208,6 +314,8 @@ def lm():
 class Tokens:
     """Random contexts in the place of prepared text."""
 
+    padded = False
+
     def __init__(self, size=1000):
         self.ids = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (size, T), np.int32)
         # Neighbours begin with different tokens, so that no two of their activations are equal.
@@ -221,7 +329,7 @@ class Tokens:
 
 
 HOOKS = ["blocks.0.hook_resid_pre", "blocks.1.hook_resid_post", "blocks.1.mlp.hook_post"]
-HOOKS += ["blocks.0.hook_attn_out", "blocks.1.hook_mlp_out"]
+HOOKS += ["blocks.0.hook_attn_out", "blocks.1.hook_mlp_out", "blocks.1.attn.hook_z", "blocks.0.mlp.hook_in"]
 
 
 def text_source(lm, mesh, hook, skip_first=False):
@@ -254,7 +362,7 @@ def test_batches_of_text_are_rows_of_the_prefix(lm, hook, skip_first):
     mesh = make_mesh(4, 2)
     source = text_source(lm, mesh, hook, skip_first)
     rows = T - skip_first
-    assert source.rows == rows
+    assert source.rows == T and source.count == 1000 * rows
     batches = ActivationBatches(source, BufferPlan.of(16, rows, 4, 3), mesh, 0)
     got = np.concatenate([x for (x,) in batches.iterate(0, 3)])
     want = prefix(lm, Tokens().ids[: batches.plan.contexts], hook)[:, int(skip_first) :]
@@ -265,6 +373,36 @@ def test_batches_of_text_are_rows_of_the_prefix(lm, hook, skip_first):
     if skip_first:
         first = np.asarray(prefix(lm, Tokens().ids[: batches.plan.contexts], hook)[:, 0])
         assert np.abs(got[:, None] - first).max(-1).min() > 1e-3
+
+
+def test_padding_and_named_tokens_of_a_text_do_not_count(lm):
+    """Padding is -1 at the end of a context: before it activations are those of the text alone, after it finite."""
+    mesh, contexts = make_mesh(2, 1), Tokens()
+    contexts.padded, lengths = True, 2 + np.arange(1000) % (T - 1)
+    real = np.arange(T) < lengths[:, None]
+    contexts.ids = np.where(real, contexts.ids, -1)
+    placed = jax.device_put(lm, NamedSharding(mesh, P()))
+    source = TextSource(placed, HOOKS[1], contexts, T, True, "tokens", (7, 11))
+    kept = real & (np.arange(T) > 0) & (contexts.ids != 7) & (contexts.ids != 11)
+    assert source.masked and source.first == 1 and source.count == kept.sum()
+    host = place(source.host, (12, T), source.dtype, NamedSharding(mesh, P("data")))
+    with jax.set_mesh(mesh):
+        got, (x,) = source.kept(host), source.activations(host)
+    np.testing.assert_array_equal(got, kept[:12])
+    x = np.asarray(x)
+    assert np.isfinite(x).all()
+    for i in (0, 3):
+        alone = prefix(lm, contexts.ids[i : i + 1, : lengths[i]], HOOKS[1])
+        np.testing.assert_allclose(x[i, : lengths[i]], alone[0], atol=1e-5)
+
+
+def test_how_many_tokens_count_is_estimated_from_the_first_contexts(lm, monkeypatch):
+    source = TextSource(lm, HOOKS[0], Tokens(), T, False, "tokens", (7,))
+    exact = (Tokens().ids != 7).sum()
+    assert source.count == exact
+    monkeypatch.setattr(activations, "COUNTED", 200 * T)
+    few = TextSource(lm, HOOKS[0], Tokens(), T, False, "tokens", (7,))
+    assert few.count == (Tokens().ids[:200] != 7).sum() * 5 and few.count == pytest.approx(exact, rel=0.02)
 
 
 def test_a_hook_that_the_model_does_not_have(lm):

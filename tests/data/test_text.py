@@ -1,5 +1,6 @@
 """Every way to name a text gives its documents, or one BadInput that names the source."""
 
+import csv
 import gzip
 import io
 import json
@@ -10,10 +11,13 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from jaxsae.data import tables as source_tables
 from jaxsae.data import text
+from jaxsae.data.records import Chat
 from jaxsae.errors import BadInput
 
 # Each ends its last line, as the documents of a .txt file between marker lines do. Inside a line
@@ -59,12 +63,55 @@ def as_zip(members):
     return file.getvalue()
 
 
+def as_json(documents):
+    return json.dumps([{"id": i, "text": text} for i, text in enumerate(documents)]).encode()
+
+
+def as_csv(documents):
+    file = io.StringIO(newline="")
+    rows = csv.writer(file)
+    rows.writerows([["id", "text"], *enumerate(documents)])
+    return file.getvalue().encode()
+
+
+def as_parquet(documents, ids=None):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.table({"id": range(len(documents)), "text": documents}), file, row_group_size=2)
+    return file.getvalue()
+
+
+def as_arrow(documents, kind="stream"):
+    pyarrow = pytest.importorskip("pyarrow")
+    file, table = io.BytesIO(), pyarrow.table({"id": range(len(documents)), "text": documents})
+    with getattr(pyarrow.ipc, f"new_{kind}")(file, table.schema) as writer:
+        writer.write_table(table, 2)
+    return file.getvalue()
+
+
+def zstd(content):
+    zstandard = pytest.importorskip("zstandard")
+    half = len(content) // 2
+    # Two frames, the second without its length.
+    second = zstandard.ZstdCompressor(write_content_size=False, write_checksum=True)
+    return zstandard.ZstdCompressor(write_checksum=True).compress(content[:half]) + second.compress(content[half:])
+
+
 def plain(documents=DOCUMENTS):
     return {"a.txt": as_txt(documents), "a.jsonl": as_jsonl(documents)}
 
 
+def tables(documents=DOCUMENTS):
+    files = {"a.json": as_json(documents), "a.csv": as_csv(documents), "strings.json": json.dumps(documents).encode()}
+    files |= {"a.parquet": as_parquet(documents), "a.arrow": as_arrow(documents)}
+    files |= {"file.arrow": as_arrow(documents, "file"), "a.parquet.zst": zstd(as_parquet(documents))}
+    return files | {"a.json.gz": gzip.compress(files["a.json"]), "a.csv.xz": lzma.compress(files["a.csv"])}
+
+
 def compressed(documents=DOCUMENTS):
-    pack = {".gz": gzip.compress, ".xz": lzma.compress}
+    pack = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstd}
     files = plain(documents).items()
     return {name + end: how(content) for name, content in files for end, how in pack.items()}
 
@@ -74,10 +121,10 @@ def archives(documents=DOCUMENTS):
     members = {"a.txt": as_txt(documents[:2]), "b.jsonl.gz": gzip.compress(as_jsonl(documents[2:]))}
     modes = {"a.tar": "w", "a.tar.gz": "w:gz", "a.tgz": "w:gz", "a.tar.xz": "w:xz"}
     tars = {name: as_tar(members, mode) for name, mode in modes.items()}
-    return {**tars, "a.zip": as_zip(members)}
+    return {**tars, "a.tar.zst": zstd(as_tar(members)), "a.zip": as_zip(members)}
 
 
-FORMATS = {**plain(), **compressed(), **archives()}
+FORMATS = {**plain(), **tables(), **compressed(), **archives()}
 
 
 def write(folder, name, content):
@@ -121,6 +168,200 @@ def test_globs_in_sorted_order_and_sources_in_theirs(tmp_path):
     assert read(deep, star, f"{tmp_path}/c.txt") == read(deep) + read(star) + ["c.txt"]
 
 
+def test_a_folder_is_its_files_of_known_endings_in_the_order_of_their_names(tmp_path):
+    for name in (
+        "b/c.txt",
+        "b.jsonl",
+        "a.txt.gz",
+        "c.parquet",
+        ".git/x.txt",
+        "b/.hidden.txt",
+        "README.md",
+        "model.bin",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        content = as_parquet([name]) if name.endswith("parquet") else name.encode()
+        content = as_jsonl([name]) if name.endswith("jsonl") else content
+        write(tmp_path, name, gzip.compress(content) if name.endswith("gz") else content)
+    assert read(str(tmp_path)) == read(f"{tmp_path}/") == ["a.txt.gz", "b.jsonl", "b/c.txt", "c.parquet"]
+
+
+def test_a_folder_that_save_to_disk_wrote_is_read_in_its_order(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_dict({"text": DOCUMENTS, "other": DOCUMENTS[::-1]})
+    data.save_to_disk(tmp_path / "one", num_shards=3)
+    assert read(str(tmp_path / "one")) == read(f"hf:{tmp_path}/one") == DOCUMENTS
+    assert read(f"{tmp_path}/one#other") == DOCUMENTS[::-1]
+    datasets.DatasetDict(test=data.select([0]), train=data).save_to_disk(tmp_path / "two")
+    assert read(str(tmp_path / "two")) == read(f"hf:{tmp_path}/two") == DOCUMENTS
+    assert read(f"{tmp_path}/two/test") == read(f"hf:{tmp_path}/two:test") == DOCUMENTS[:1]
+    datasets.DatasetDict(a=data, b=data).save_to_disk(tmp_path / "three")
+    with pytest.raises(BadInput, match=r"holds the data sets a, b: give .*three/a or another"):
+        read(str(tmp_path / "three"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.arrow", "a.jsonl.gz"])
+def test_a_column_is_named_and_a_missing_one_is_refused_with_those_that_are_there(tmp_path, name):
+    path = write(tmp_path, name, FORMATS[name])
+    assert read(f"{path}#text") == DOCUMENTS
+    with pytest.raises(BadInput, match=f'{name} has no column "body", only id, text: name the one to read as #COLUMN'):
+        read(f"{path}#body")
+    # A file may be called so, too.
+    strange = write(tmp_path, f"x#body{name[1:]}", FORMATS[name])
+    assert read(strange) == DOCUMENTS
+
+
+SOURCES = {
+    "hf:name": ("hf", "name", None, "train", None),
+    "hf:owner/name": ("hf", "owner/name", None, "train", None),
+    "hf:owner/name/config": ("hf", "owner/name", "config", "train", None),
+    "hf:owner/name/config:test[:5]#body": ("hf", "owner/name", "config", "test[:5]", "body"),
+    "hf:owner/name:test": ("hf", "owner/name", None, "test", None),
+    "hf:owner/name#a:b": ("hf", "owner/name", None, "train", "a:b"),
+    "tfds:wiki/en:test#body": ("tfds", "wiki/en", None, "test", "body"),
+    "a/*.jsonl#body": ("files", "a/*.jsonl", None, "train", "body"),
+    "a#b/c.txt#body": ("files", "a#b/c.txt", None, "train", "body"),
+    "http:x": ("files", "http:x", None, "train", None),
+    "stdlib": ("stdlib", "stdlib", None, "train", None),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_names_of_sources_have_these_parts(source):
+    assert text.parse(source) == text.Named(*SOURCES[source])
+    assert text.parse(f"tokens:{source}") == text.Named(*SOURCES[source], ids=True)
+
+
+def test_bad_documents_leave_the_others(tmp_path):
+    bad = []
+    lines = as_jsonl(DOCUMENTS[:2]) + b'[]\n{"text": "\xff"}\n' + as_jsonl(DOCUMENTS[2:])
+    paths = [
+        write(tmp_path, "a.jsonl", lines),
+        write(tmp_path, "b.txt", b"good\n<|endoftext|>\n\xff\n<|endoftext|>\nbetter"),
+        write(tmp_path, "c.txt.gz", gzip.compress(b"one\n<|endoftext|>\n" + bytes(range(128)) * 999)[:-8]),
+        write(tmp_path, "d.txt", b"last"),
+    ]
+    got = list(text.documents(paths, bad.append))
+    assert got[:7] == [*DOCUMENTS, "good\n", "better"] and got[7] == "one\n" and got[-1] == "last"
+    places = [
+        "a.jsonl, line 4: every line",
+        "a.jsonl, line 5, is not UTF-8",
+        "b.txt, document 2, is not UTF-8",
+        "c.txt.gz",
+    ]
+    assert len(bad) == 4 and all(place in reason for place, reason in zip(places, bad))
+    with pytest.raises(BadInput, match=r"holds no document that can be read: .*not UTF-8"):
+        list(text.documents([write(tmp_path, "e.txt", b"\xff")], bad.append))
+
+
+CHAT = [{"role": "user", "content": "a"}, {"role": "bot", "content": "b"}]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_columns_of_chats_are_rendered(tmp_path, name):
+    if name == "a.jsonl":
+        content = "\n".join(json.dumps({"messages": chat}) for chat in (CHAT, CHAT[:1])).encode()
+    else:
+        pyarrow, file = pytest.importorskip("pyarrow"), io.BytesIO()
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.table({"messages": [CHAT, CHAT[:1]]}), file)
+        content = file.getvalue()
+    source = write(tmp_path, name, content) + "#messages"
+    render = lambda chat: "|".join(f"{m['role']}:{m['content']}" for m in chat)
+    got = list(text.documents([source], render=render))
+    assert got == ["user:a|bot:b", "user:a"] and all(isinstance(document, Chat) for document in got)
+
+    def refuse(chat):
+        raise ValueError("no such role")
+
+    with pytest.raises(BadInput, match=f"{name}, (line|row) 1: no such role"):
+        list(text.documents([source], render=refuse))
+
+
+def test_token_ids_are_read_from_tables(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [[1, 2, 3], [4], [5, 6]]
+    parquet.write_table(pyarrow.table({"input_ids": rows, "other": [[7], [8], [9]]}), tmp_path / "a.parquet")
+    write(tmp_path, "a.jsonl", b'{"tokens": [1, 2, 3]}\n[4]\n{"tokens": [5, 6]}')
+    write(tmp_path, "a.json", json.dumps(rows).encode())
+    for name in ("a.parquet", "a.jsonl", "a.json"):
+        got = list(text.documents([f"tokens:{tmp_path}/{name}"], vocab_size=10))
+        assert [row.tolist() for row in got] == rows and got[0].dtype == np.int32
+    got = text.documents([f"tokens:{tmp_path}/a.parquet#other"], vocab_size=10)
+    assert [row.tolist() for row in got] == [[7], [8], [9]]
+    for content in ('{"tokens": "a"}', '{"tokens": [1.5]}', '{"tokens": [[1], [2, 3]]}', '["a"]', "3"):
+        path = write(tmp_path, "b.jsonl", b'{"tokens": [1]}\n' + content.encode())
+        with pytest.raises(BadInput, match=r"b\.jsonl, line 2: .* that is a list of token ids"):
+            list(text.documents([f"tokens:{path}"], vocab_size=10))
+    for name, content in (("a.txt", b"text"), ("a.csv", b"text\na")):
+        with pytest.raises(BadInput, match=r"no known format: allowed are \.npy"):
+            list(text.documents([f"tokens:{write(tmp_path, name, content)}"], vocab_size=10))
+    np.save(tmp_path / "a.npy", np.zeros(3, int))
+    with pytest.raises(BadInput, match=r"a\.npy holds numbers: give it as tokens:"):
+        read(f"{tmp_path}/a.npy")
+
+
+def test_a_stream_that_breaks_goes_on_at_the_row_where_it_broke(monkeypatch, capsys):
+    waits, starts = [], []
+    monkeypatch.setattr(source_tables.time, "sleep", waits.append)
+
+    def open_at(start):
+        starts.append(start)
+        for row in range(start, 10):
+            if row in (4, 7) and starts.count(row) < 3:
+                raise ConnectionError("gone\nfor now")
+            yield row
+
+    assert list(source_tables.resumed(open_at, "hf:name")) == list(range(10))
+    assert starts == [0, 4, 4, 4, 7, 7, 7] and waits == [1, 4, 15, 1, 4, 15]
+    assert "hf:name broke at row 5 (ConnectionError: gone); again in 1 s" in capsys.readouterr().err
+
+    def always(start):
+        yield from range(start, 3)
+        raise ConnectionError("gone")
+
+    rows = source_tables.resumed(always, "hf:name")
+    assert [next(rows) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(BadInput, match=r"hf:name broke at row 4 again and again .*start the same command again"):
+        next(rows)
+
+
+class Breaking:
+    """A data set of the hub whose stream breaks once, after three rows."""
+
+    broke = False
+
+    def __init__(self, start=0):
+        self.start = start
+
+    def skip(self, count):
+        return Breaking(count)
+
+    def __iter__(self):
+        for row in range(self.start, 6):
+            if row == 3 and not Breaking.broke:
+                Breaking.broke = True
+                raise OSError("the network is gone")
+            yield {"id": row, "body": f"text {row}" if row != 4 else None}
+
+
+def test_a_data_set_of_the_hub_with_a_configuration_and_a_column_goes_on_where_it_broke(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(source_tables, "WAITS", (0,))
+    monkeypatch.setattr(Breaking, "broke", False)
+    calls = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: calls.append((a, k)) or Breaking())
+    bad, source = [], "hf:owner/name/config:test#body"
+    assert list(text.documents([source], bad.append)) == ["text 0", "text 1", "text 2", "text 3", "text 5"]
+    assert Breaking.broke and bad == [f'{source}, row 5: every row must have a column "body" that is a string']
+    assert calls == [(("owner/name", "config"), {"split": "test", "streaming": True})] * 3
+    with pytest.raises(BadInput, match='hf:owner/name has no column "text", only id, body'):
+        read("hf:owner/name")
+
+
 def test_the_name_of_a_file_is_no_pattern(tmp_path):
     assert read(write(tmp_path, "part[1]*.txt", b"a")) == ["a"]
 
@@ -158,12 +399,17 @@ def test_fingerprint_follows_the_bytes_and_not_the_folder(tmp_path):
 
     same = fingerprint("here")
     assert fingerprint("there") == same
+    # Nor the names, as far as the order and the endings are the same.
+    for old, new in (("a.txt", "c.txt"), ("b.txt", "d.txt")):
+        (tmp_path / "there" / old).rename(tmp_path / "there" / new)
+    assert text.fingerprint([f"{tmp_path}/there/*.txt"]) == same
     different = [
         fingerprint("here", b"abd"),
         fingerprint("here", b"abc\n"),
         fingerprint("here", b"abcx", b"yz"),
         fingerprint("here", b"xyz", b"abc"),
-        text.fingerprint([f"{tmp_path}/there/a.txt"]),
+        text.fingerprint([f"{tmp_path}/there/c.txt"]),
+        text.fingerprint([f"{tmp_path}/here/*.txt#column"]),
         text.fingerprint(["tfds:lm1b"]),
         text.fingerprint(["tfds:lm1b:test"]),
         text.fingerprint(["hf:lm1b"]),
@@ -264,7 +510,7 @@ def test_an_archive_that_is_cut_off_between_members(tmp_path):
     assert read(write(tmp_path, "a.tar", whole[: 6 * 512])) == ["a", "b"]
 
 
-@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.xz", "a.tar.gz", "a.tar.xz", "a.zip"])
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.xz", "a.tar.gz", "a.tar.xz", "a.txt.zst", "a.tar.zst", "a.zip"])
 def test_a_damaged_file_never_gives_other_documents(tmp_path, name):
     content = SEALED[name]
     # The directory at the end of a zip file carries no checksum: what it lost cannot be known.
@@ -304,6 +550,9 @@ def test_tfds_data_sets_by_name_and_split(tfds_folder):
     for source, split in [("two_texts", "train"), ("two_texts:test", "test")]:
         assert read(f"tfds:{source}") == [f"{split} ä {i}" for i in range(30)]
     assert read("tfds:two_texts:train[10:12]") == ["train ä 10", "train ä 11"]
+    assert read("tfds:two_texts:test[:2]#a") == ["no", "no"]
+    with pytest.raises(BadInput, match='has no column "b", only a, text'):
+        read("tfds:two_texts#b")
 
 
 def test_tfds_lm1b_as_tfds_itself_mocks_it(tfds_folder):

@@ -32,11 +32,12 @@ def split_prefix(lm, tokens, hook):
 
 
 class Text:
-    """Activations of a model on random tokens."""
+    """Activations of a model on random tokens. Padding is -1; `first` and `skip` leave out positions and a token."""
 
-    dtype = np.int32
+    dtype, fingerprint = np.int32, "text"
 
-    def __init__(self, lm, hook, contexts, positions=POSITIONS):
+    def __init__(self, lm, hook, contexts, positions=POSITIONS, first=0, skip=None):
+        self.first, self.skip = first, skip
         self.lm, self.hook, self.tokens = lm, hook, tiny.random_tokens(contexts, positions)
         self.rows, self.shape = positions, (positions,)
         self.width = 4 * tiny.WIDTH if hook.endswith("mlp.hook_post") else tiny.WIDTH
@@ -47,14 +48,29 @@ class Text:
     def host(self, start, stop):
         return self.tokens[np.arange(start, stop) % len(self)]
 
+    @property
+    def masked(self):
+        return self.skip is not None or bool((self.tokens < 0).any())
+
+    @property
+    def count(self):
+        return int(np.asarray(self.kept(self.tokens)).sum())
+
+    def kept(self, host):
+        kept = (host >= 0) & (jnp.arange(host.shape[1]) >= self.first)
+        return kept if self.skip is None else kept & (host != self.skip)
+
     def activations(self, host):
-        return (split_prefix(self.lm, host, self.hook),)
+        return (split_prefix(self.lm, jnp.maximum(host, 0), self.hook),)
 
 
 class Files:
-    """Activations that are there already, [contexts, rows, d]."""
+    """Activations that are there already, [contexts, rows, d]; rows of NaN are padding."""
+
+    first, fingerprint = 0, "files"
 
     def __init__(self, x):
+        self.masked = bool(np.isnan(x).any())
         self.x, self.dtype, self.shape = x, x.dtype, x.shape[1:]
         self.rows, self.width = self.shape
 
@@ -64,8 +80,15 @@ class Files:
     def host(self, start, stop):
         return self.x[np.arange(start, stop) % len(self)]
 
+    @property
+    def count(self):
+        return int((~np.isnan(self.x[..., 0])).sum())
+
+    def kept(self, host):
+        return ~jnp.isnan(host[..., 0])
+
     def activations(self, host):
-        return (host,)
+        return (jnp.nan_to_num(host),)
 
 
 def random_sae(d, n=64, seed=0, spec=TOPK, dtype=jnp.float64) -> SAE:

@@ -15,7 +15,6 @@ from jaxsae.distributed.mesh import make_mesh, replicate
 from jaxsae.evals import EvaluationConfigs, agreement, measure
 from jaxsae.evals.pairs import read, tokenise
 from jaxsae.evals.topk_curve import KS, topk_curve
-from jaxsae.lm.tokenizer import END_OF_TEXT
 from jaxsae.sae.types import SAE, Spec
 from tests.evals.subjects import on_text, placed
 from tests.marks import slow
@@ -56,11 +55,16 @@ def on(mesh, function, lm, *arguments):
         return function(replicate(lm, grid), *map(lay, arguments))
 
 
+def begun(tokenizer, row):
+    """The prefix of a row after an end-of-text token."""
+    return [tokenizer.end_of_text, *tokenizer.encode([row["clean_prefix"]])[0]]
+
+
 class Plain:
     """Every row by itself in one padded batch, without any of the shortcuts."""
 
     def __init__(self, lm, tokenizer, rows):
-        ids = tokenizer.encode([END_OF_TEXT + r["clean_prefix"] for r in rows])
+        ids = [begun(tokenizer, r) for r in rows]
         self.lm, self.last = lm, np.array([len(i) - 1 for i in ids])
         self.tokens = np.full((len(rows), 2 + self.last.max()), tokenizer.end_of_text)
         self.words = np.full(self.tokens.shape, -1)
@@ -90,7 +94,7 @@ def test_rows_become_tokens(example):
     length = pairs.last + 1
     assert len({*length}) == 2
     for r, i, right, wrong in zip(rows, pairs.row, pairs.right, pairs.wrong):
-        ids = tokenizer.encode([END_OF_TEXT + r["clean_prefix"]])[0]
+        ids = begun(tokenizer, r)
         assert length[i] == len(ids) and pairs.tokens[i, : len(ids)].tolist() == ids
         assert (pairs.tokens[i, len(ids) :] == tokenizer.end_of_text).all()
         assert pairs.answers[right] == tokenizer.encode([r["clean_answer"]])[0][0]
@@ -132,7 +136,7 @@ def test_differences_are_those_of_whole_passes(example):
     assert agreement.accuracy(have) == (want > 0).mean()
     # What stands after a prefix does not matter.
     r = rows[0]
-    logits = lm.run(jnp.array(tokenizer.encode([END_OF_TEXT + r["clean_prefix"]])))[0, -1]
+    logits = lm.run(jnp.array([begun(tokenizer, r)]))[0, -1]
     right, wrong = (tokenizer.encode([r[name]])[0][0] for name in ("clean_answer", "patch_answer"))
     np.testing.assert_allclose(have[0], logits[right] - logits[wrong], rtol=1e-9)
 
@@ -161,7 +165,7 @@ def test_faithfulness_equals_whole_passes(example, sae, mesh):
         np.testing.assert_allclose([have["faithfulness"], have["faithfulness_paper"]], 1, rtol=1e-9)
 
 
-def by_whole_passes(plain, sae, ks):
+def by_whole_passes(plain, sae, ks, kept=True):
     """The curve as the paper's code has it: ablated latents are overwritten in the code, then all is run again."""
     code = jaxsae.encode(sae, plain.x)
     z = np.asarray(jaxsae.dense(code, sae.n))
@@ -173,7 +177,7 @@ def by_whole_passes(plain, sae, ks):
         for j, mean in enumerate(means):
             new[plain.words == j] = np.where(ablated, mean, new[plain.words == j])
         xhat = (new @ W + np.asarray(sae.b_dec)) * code.scale[..., None] + code.mean[..., None]
-        return plain.numbers(xhat).mean()
+        return plain.numbers(np.where(np.broadcast_to(kept, plain.words.shape)[..., None], xhat, plain.x)).mean()
 
     n, whole = np.arange(sae.n), m(np.zeros(sae.n, bool))
     effects = np.array([abs(whole - m(n == i)) for i in n])
@@ -202,6 +206,28 @@ def test_the_curve_equals_whole_passes(example, activation, normalise, at_once, 
     np.testing.assert_allclose(have.m, curve, rtol=1e-8, atol=1e-12)
     np.testing.assert_allclose(have.m[-1], m_sae, rtol=1e-9)
     np.testing.assert_allclose(have.faithfulness, have.m / have.m_model)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 2)], ids=str)
+def test_tokens_that_training_left_out_keep_their_stream(example, tmp_path, mesh):
+    """Position 0, and the token of a noun, which is then in no slot."""
+    lm, tokenizer, rows = example
+    sae, plain, (skip,) = random_sae(), Plain(lm, tokenizer, rows), tokenizer.encode([" return"])[0][:1]
+    kept = (plain.tokens != skip) & (np.arange(plain.tokens.shape[1]) > 0)
+    assert (kept[:, 1:] < 1).any()
+    (tmp_path / "near.json").write_text("\n".join(map(json.dumps, rows)))
+    subject = replace(on_text(mesh, sae, HOOK, 1, lm, positions=4), tokenizer=lambda: tokenizer)
+    subject.source.first, subject.source.skip = 1, skip
+    config = agreement.Config(str(tmp_path))
+    have = measure("agreement", subject, EvaluationConfigs(agreement=config))["near"]
+    put_in = lambda new: np.where(kept[..., None], new, plain.x)
+    inserted, empty = put_in(jaxsae.decode(sae, jaxsae.encode(sae, plain.x))), put_in(0)
+    for name, new in (("m_model", plain.x), ("m_sae", inserted), ("m_empty", empty)):
+        np.testing.assert_allclose(have[name], plain.numbers(new).mean(), rtol=1e-9, err_msg=name)
+    plain.words = np.where(kept, plain.words, -1)
+    pairs, ks = agreement._pairs(subject, tokenizer, tmp_path / "near.json", 100)[0], (0, 2, 25)
+    curve = on(mesh, topk_curve, lm, sae, HOOK, pairs, ks)
+    np.testing.assert_allclose(curve.m, by_whole_passes(plain, sae, ks, kept)[-1], rtol=1e-8)
 
 
 def test_an_autoencoder_that_is_silent_has_an_empty_curve(example):

@@ -11,7 +11,10 @@ import pytest
 from jaxsae import config as configs
 from jaxsae.cli import main
 from jaxsae.config import Config
+from jaxsae.data.activations import TextSource
 from jaxsae.errors import BadInput
+from jaxsae.lm import load, load_tokenizer
+from jaxsae.run import eval_config
 from jaxsae.run.eval_config import EvalConfig
 from jaxsae.run.evaluate import evaluation_mesh
 
@@ -33,7 +36,11 @@ def run(tiny_lm, tiny_text, tmp_path_factory):
 def evaluated(folder, tmp_path, *flags):
     """What eval.json says."""
     assert main(["eval", str(folder), "--tokens", "320", "--out", str(tmp_path), *flags]) == 0
-    return json.loads((tmp_path / "eval.json").read_text())
+    return read(tmp_path / "eval.json")
+
+
+def read(path):
+    return json.loads(path.read_text())
 
 
 def numbers(metrics):
@@ -71,6 +78,65 @@ def test_no_limit_of_training_refuses_an_evaluation(run, tiny_text, tmp_path):
     assert numbers(have[0]) == pytest.approx(numbers(have[1]), rel=1e-2, abs=1e-3)
     held_out = evaluated(run, tmp_path, "--text", str(text), "--mesh", "1", "1", "--split", "held_out")
     assert held_out["eval_tokens"] < have[0]["eval_tokens"]
+
+
+def test_a_text_that_is_given_is_used_whole(run, tiny_lm, tiny_text, tmp_path, capsys, monkeypatch):
+    """Without --tokens, however few tokens are evaluated of a run's own text."""
+    monkeypatch.setattr(eval_config, "TOKENS", 320)
+    documents = tiny_text.read_text().split("\n<|endoftext|>\n")[3:9]
+    text = tmp_path / "test.txt"
+    text.write_text("\n<|endoftext|>\n".join(documents))
+    evaluate = lambda *flags: main(["eval", str(run), "--out", str(tmp_path), "--mesh", "1", "1", *flags])
+    assert evaluate("--text", str(text)) == 0
+    have, table = read(tmp_path / "eval.json"), capsys.readouterr().out
+    tokenizer = load_tokenizer(load(str(tiny_lm)))
+    ends = lambda documents: sum(1 + len(ids) for ids in tokenizer.encode(list(documents)))
+    # The last of fewer than twenty is held out; what does not fill a context is dropped from each part.
+    parts = [ends(part) // POSITIONS * POSITIONS for part in (documents[:-1], documents[-1:])]
+    want = sum(parts)
+    assert have["eval_tokens"] == want > 4000 and have["eval_split"] == "all" and have["eval_text"] == [str(text)]
+    assert f"on {want:,} tokens from all of {text}" in table
+    assert f"{have['nmse']:.4f} ± {have['nmse_se']:.4f}" in table
+    assert evaluate("--text", str(text), "--split", "held_out") == 0
+    assert read(tmp_path / "eval.json")["eval_tokens"] == parts[1]
+    assert f"on {parts[1]:,} tokens from the held-out part of" in capsys.readouterr().out
+
+
+def test_a_longer_context_than_trained_on_is_measured_by_position(run, tmp_path, capsys):
+    have = evaluated(run, tmp_path, "--context", "64", "--mesh", "1", "1")
+    assert (have["eval_context"], have["trained_context"], have["eval_tokens"]) == (64, POSITIONS, 320)
+    for name in ("nmse", "l0", "kl", "delta_ce", "raw_kl"):
+        assert len(have[f"{name}_by_position"]) == 64, name
+    assert np.mean(have["kl_by_position"]) == pytest.approx(have["kl"])
+    assert have["delta_ce_by_position"][-1] is None
+    assert np.mean(have["delta_ce_by_position"][:-1]) == pytest.approx(have["delta_ce"])
+    assert (tmp_path / "standard.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["eval", str(run), "--context", "65"]) == 2
+    assert "--context is 65" in (error := capsys.readouterr().err) and "64 positions" in error
+
+
+def test_what_training_left_out_evaluation_leaves_as_it_was(run, tiny_lm, tmp_path, capsys):
+    """Position 0 and the token between documents; in the run, in its export, and in both evaluations.
+
+    Its text is so short that it is read more than four times, and it says so.
+    """
+    config, folder = read(run / "config.json"), tmp_path / "run"
+    flags = f"--lm {tiny_lm} --text {config['data']['text'][0]} --documents 2 --skip-first --skip-tokens eos pad 40"
+    flags += f" --context {POSITIONS} --sae.n 64 --sae.k 4 --batch-size 256 --tokens 12032 --buffer-batches 2"
+    assert main(["train", "--run", str(folder), "--mesh", "1", "1", "--eval-tokens", "320", *flags.split()]) == 0
+    said, summary, manifest = capsys.readouterr(), read(folder / "summary.json"), read(folder / "manifest.json")
+    assert summary["times_read"] == manifest["times_read"] > 4 and summary["data_tokens"] == manifest["data_tokens"]
+    words = f"{summary['data_tokens']:,} tokens, read {summary['times_read']:.3g} times"
+    assert words in said.err and words in said.out and "more than 4 times" in said.err
+    have = evaluated(folder, tmp_path, "--mesh", "1", "1")
+    export = evaluated(folder / "sae", tmp_path / "export", "--mesh", "1", "1")
+    assert numbers(summary).items() <= numbers(have).items() and export["kl"] == pytest.approx(have["kl"])
+    assert have["nmse_by_position"][0] is None and have["kl_by_position"][0] == 0
+    assert 100 < have["eval_tokens"] == summary["eval_tokens"] < 320
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextSource, "kept", lambda self, host: host >= 0)
+        everywhere = evaluated(folder, tmp_path / "everywhere", "--mesh", "1", "1")
+    assert everywhere["kl_by_position"][0] > 0
 
 
 def test_every_evaluation_that_can_be_computed(run, tmp_path, capsys):
@@ -121,6 +187,8 @@ def test_activations_from_files_instead(run, tmp_path):
 def test_other_data_in_place_of_those_of_the_run():
     text = configs.with_fields(Config(), documents=7)
     assert EvalConfig().data_of(text) == text
+    assert EvalConfig().tokens_read == 262_144 and EvalConfig(text=("a",), tokens=7).tokens_read == 7
+    assert EvalConfig(text=("a",)).tokens_read is EvalConfig(activations="a").tokens_read is None
     assert EvalConfig(text=("a",)).data_of(text).data.documents is None
     assert EvalConfig(text=("a",), documents=3, context=32).data_of(text).data.documents == 3
     files = configs.with_fields(Config(), activations="rows")

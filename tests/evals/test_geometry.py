@@ -89,6 +89,19 @@ def test_alive_latents_and_their_neighbours_equal_numpy(activation, mesh, tmp_pa
     assert (tmp_path / "geometry.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_frequencies_are_of_the_tokens_that_training_read(mesh):
+    """Padding, position 0 and a token are left out."""
+    hook, sae, lm = "blocks.0.hook_resid_post", random_sae(tiny.WIDTH, dtype=jnp.float32), two_layers(jnp.float32)
+    subject = on_text(mesh, sae, hook, 7, lm, positions=5)
+    source, real = subject.source, np.arange(5) < np.array([5, 1, 3, 4, 5, 2, 5])[:, None]
+    x = lm.prefix(source.tokens, hook)
+    kept = real & (np.arange(5) > 0) & (source.tokens != source.tokens[0, 2])
+    source.first, source.skip, source.tokens = 1, source.tokens[0, 2], np.where(real, source.tokens, -1)
+    z = np.asarray(jaxsae.dense(jaxsae.encode(sae, x), sae.n))
+    np.testing.assert_allclose(geometry.frequencies(subject), (z[kept] != 0).mean(0), rtol=1e-12)
+
+
 def test_a_second_autoencoder_of_another_width_is_refused(tmp_path):
     native.save(random_sae(4, 8, dtype=jnp.float32), tmp_path / "other", {})
     subject = on_files((1, 1), random_sae(12, dtype=jnp.float32), np.ones((2, 5, 12), "f"))

@@ -180,6 +180,39 @@ def test_run_equals_numpy_on_every_mesh(x64, mesh, hook):
         assert len(have[place]) == 3 * len(want)
 
 
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 4)], ids=str)
+def test_tokens_that_training_left_out_keep_their_stream_and_do_not_count(x64, mesh):
+    """Padding, position 0 and a token; batches of all contexts."""
+    hook, later = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
+    lm, tokens, real = two_layers(jnp.float64), tiny.random_tokens(6, 5), np.arange(5) < 1 + np.arange(6)[:, None]
+    sae, skip = dense.random_sae(jax.random.key(0), 64, tiny.WIDTH, BRAUN, jnp.float64), tokens[4, 2]
+    kept = real & (np.arange(5) > 0) & (tokens != skip)
+    subject = on_text(mesh, sae, hook, 6, lm, positions=5)
+    subject.source.tokens, subject.source.first, subject.source.skip = np.where(real, tokens, -1), 1, skip
+    have = measure("later_layers", subject, EvaluationConfigs(later_layers=layers.Config(8)))
+    capture = lambda lm, taps: lms.capture(lm, tokens, [hook, later], taps)[0]
+    original = jax.jit(lambda lm: capture(lm, {}))(lm)
+    x = np.asarray(original[hook])
+    new = np.where(kept[..., None], jaxsae.decode(sae, jaxsae.encode(sae, x)), x)
+    changed = jax.jit(lambda lm, new: capture(lm, {hook: lambda _: new}))(lm, new)
+    for place, pair in ((hook, (x, new)), (later, (original[later], changed[later]))):
+        want = by_numpy(*(np.asarray(a)[kept][None] for a in pair), place == hook, (1,))
+        for name, value in want.items():
+            for view in ("", "no_pos0_"):
+                np.testing.assert_allclose(have[place][f"{view}{name}"], value, rtol=1e-9, err_msg=f"{place} {name}")
+            assert have[place][f"pos0_{name}"] is None
+
+
+def test_a_batch_without_tokens_adds_nothing():
+    a, b = np.random.default_rng(0).normal(size=(2, 4, 6, 8))
+    none, some = np.zeros((4, 6), bool), np.arange(24).reshape(4, 6) % 3 > 0
+    empty, full = (layers.statistics(jnp.asarray(a), jnp.asarray(b), True, mask) for mask in (none, some))
+    for parts in ((empty, full), (full, empty)):
+        have = layers.metrics(layers.merge(*jax.device_get(parts)))
+        assert have == pytest.approx(layers.metrics(jax.device_get(full)), rel=1e-6)
+    assert all(np.isnan(value) for value in layers.metrics(jax.device_get(empty)).values())
+
+
 def test_position_0_by_itself_equals_numpy(x64):
     random = np.random.default_rng(0)
     a, ahat = random.normal(size=(2, 6, 1, 8)) * 30 + 5

@@ -31,7 +31,7 @@ def squares(x, mask, center):
 
 def sums(x, batches=1):
     """Squares [C, T] of each view, deviations [T, d], the centers: batches of which the last has a masked context."""
-    mask, out = np.ones(CONTEXTS // batches, bool), []
+    mask, out = np.ones((CONTEXTS // batches, POSITIONS), bool), []
     center = centers(x[: CONTEXTS // batches], mask)
     for batch in np.split(x, batches):
         out.append(jax.device_get(squares(batch, mask, center)))
@@ -65,7 +65,7 @@ def test_each_position_is_compared_with_the_mean_of_all(x64, batches):
     square, deviation, _ = sums(x, batches)
     error = ((x - xhat) ** 2).sum((0, 2))
     by_position = ((x - x.mean((0, 1))) ** 2).sum((0, 2))
-    have = reconstruction.nmse_by_position(error, square["all"].sum(0), deviation, CONTEXTS)
+    have = reconstruction.nmse_by_position(error, square["all"].sum(0), deviation, np.full(POSITIONS, CONTEXTS))
     np.testing.assert_allclose(have, error / by_position, rtol=1e-10)
     # Weighted with the spreads, they give the whole.
     np.testing.assert_allclose(np.average(have, weights=by_position), error.sum() / plain_spread(x), rtol=1e-12)
@@ -73,8 +73,8 @@ def test_each_position_is_compared_with_the_mean_of_all(x64, batches):
 
 def test_contexts_that_fill_up_a_batch_do_not_count(x64):
     x, _ = example()
-    mask = np.arange(CONTEXTS) < 20
-    junk = np.where(mask[:, None, None], x, 1e6)
+    mask = np.broadcast_to(np.arange(CONTEXTS)[:, None] < 20, (CONTEXTS, POSITIONS))
+    junk = np.where(mask[..., None], x, 1e6)
     center = centers(junk, mask)
     np.testing.assert_allclose(center["no_pos0"], x[:20, 1:].mean((0, 1)), rtol=1e-12)
     np.testing.assert_allclose(squares(junk, mask, center)[1].sum(0), 0, atol=1e-9)
@@ -94,5 +94,6 @@ def test_the_standard_error_of_a_ratio_is_that_of_resampling():
     ratio = a.sum() / b.sum()
     draws = [(a[i].sum() / b[i].sum()) for i in random.integers(400, size=(2000, 400))]
     np.testing.assert_allclose(reconstruction.ratio_error(a, b, ratio), np.std(draws), rtol=0.05)
-    np.testing.assert_allclose(reconstruction.mean_error(a), a.std(ddof=1) / 20, rtol=1e-12)
-    assert reconstruction.ratio_error(a[:1], b[:1], ratio) is None and reconstruction.mean_error(a[:1]) is None
+    np.testing.assert_allclose(reconstruction.ratio_error(a, np.ones(400), a.mean()), a.std(ddof=1) / 20, rtol=1e-12)
+    assert reconstruction.ratio_error(a[:1], b[:1], ratio) is None
+    assert reconstruction.ratio(1.0, 0) is None and reconstruction.ratio_error(a, 0 * a, None) is None

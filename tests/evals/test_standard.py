@@ -1,5 +1,6 @@
 """The standard metrics compared with a plain loop over tokens, on one device and on a mesh."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -37,60 +38,91 @@ def normalised(x):
     return (x - mean) / scale, mean, scale
 
 
-def standard_error(values):
-    return values.std(ddof=1) / np.sqrt(len(values))
+def standard_error(sums, counts):
+    """Of a mean over tokens, from the sums of contexts and how many tokens they are of."""
+    residual = sums - sums.sum() / counts.sum() * counts
+    return np.sqrt(len(sums)) * residual.std(ddof=1) / counts.sum()
 
 
-def reconstruction_by_loop(sae, x, skip):
-    """The metrics of x [b, T, d] without its first `skip` positions."""
-    x = x[:, skip:]
+def or_none(sums, counts):
+    return [s / c if c else None for s, c in zip(sums, counts)]
+
+
+def reconstruction_by_loop(sae, x, skip, kept=None):
+    """The metrics of the tokens of x [b, T, d] in `kept` [b, T] (None: all) without the first `skip` positions."""
+    kept = np.ones(x.shape[:2], bool) if kept is None else kept.copy()
+    kept[:, :skip] = False
     normal, mean, scale = normalised(x)
     z = np.asarray(dense.code(sae, normal.reshape(-1, x.shape[-1])))
     xhat = np.asarray(dense.reconstruct(sae, z)).reshape(x.shape)
-    error, spread = (normal - xhat) ** 2, (normal - normal.mean((0, 1))) ** 2
+    of_kept = lambda a: np.where(kept, (a**2).sum(-1), 0)
+    error, spread = of_kept(normal - xhat), of_kept(normal - normal[kept].mean(0))
+    active = np.where(kept, (z > 0).sum(1).reshape(kept.shape), 0)
     nmse = error.sum() / spread.sum()
-    of_contexts = error.sum((1, 2)) - nmse * spread.sum((1, 2))
+    of_contexts = error.sum(1) - nmse * spread.sum(1)
     values = {
-        "loss": MSE_SCALE * error.mean(),
+        "loss": MSE_SCALE * error.sum() / kept.sum() / x.shape[-1],
         "nmse": nmse,
-        "l0": (z > 0).sum(1).mean(),
-        "fvu": ((x - xhat * scale - mean) ** 2).sum() / ((x - x.mean((0, 1))) ** 2).sum(),
-        "nmse_se": len(x) * standard_error(of_contexts) / spread.sum(),
+        "l0": active.sum() / kept.sum(),
+        "fvu": of_kept(x - xhat * scale - mean).sum() / of_kept(x - x[kept].mean(0)).sum(),
+        "nmse_se": np.sqrt(len(x)) * of_contexts.std(ddof=1) / spread.sum(),
     }
-    return values if skip else values | {"nmse_by_position": error.sum((0, 2)) / spread.sum((0, 2))}
+    by_position = {
+        "nmse_by_position": or_none(error.sum(0), np.where(kept.any(0), spread.sum(0), 0)),
+        "l0_by_position": or_none(active.sum(0), kept.sum(0)),
+    }
+    return values if skip else values | by_position
 
 
-def downstream_by_loop(lm, sae, tokens, hook, x, skip):
-    """The metrics that need a language model, token by token, from position `skip` on."""
+def downstream_by_loop(lm, sae, tokens, hook, x, skip, kept=None, real=None):
+    """The metrics that need a language model, token by token, from position `skip` on.
+
+    The autoencoder is put in at the tokens in `kept`; those in `real` count (None: all).
+    """
+    everywhere = np.ones(tokens.shape, bool)
+    kept, real = (everywhere if mask is None else mask for mask in (kept, real))
     normal, mean, scale = normalised(x)
     z = dense.code(sae, normal.reshape(-1, x.shape[-1]))
     xhat = np.asarray(dense.reconstruct(sae, z)).reshape(x.shape) * scale + mean
+    put_in = lambda new: np.where(kept[..., None], new, x)
     log_p = {
         name: scipy.special.log_softmax(logits_with(lm, tokens, hook, new), -1)
-        for name, new in {"original": x, "substituted": xhat, "zero": 0 * x}.items()
+        for name, new in {"original": x, "substituted": put_in(xhat), "zero": put_in(0 * x)}.items()
     }
-    ce, kl = {name: [[] for _ in tokens] for name in log_p}, [[] for _ in tokens]
+    ce, kl = {name: np.zeros(tokens.shape) for name in log_p}, np.zeros(tokens.shape)
+    predicted, counts = np.zeros(tokens.shape, bool), np.zeros(tokens.shape, bool)
     for c in range(len(tokens)):
-        for t in range(skip, POSITIONS):
+        for t in range(skip, tokens.shape[1]):
+            if not real[c, t]:
+                continue
             p, q = log_p["original"][c, t], log_p["substituted"][c, t]
-            kl[c].append((np.exp(p) * (p - q)).sum())
-            if t + 1 < POSITIONS:
+            kl[c, t], counts[c, t] = (np.exp(p) * (p - q)).sum(), True
+            if t + 1 < tokens.shape[1] and real[c, t + 1]:
+                predicted[c, t] = True
                 for name in ce:
-                    ce[name][c].append(-log_p[name][c, t, tokens[c, t + 1]])
-    ce = {name: np.array(values) for name, values in ce.items()}
-    original, substituted, zero = (ce[name].mean() for name in ("original", "substituted", "zero"))
-    recovered = (zero - substituted) / (zero - original)
-    p, q = (np.exp(log_p[name][:, skip:]) for name in ("original", "substituted"))
+                    ce[name][c, t] = -log_p[name][c, t, tokens[c, t + 1]]
+    original, substituted, zero = (ce[name].sum() / predicted.sum() for name in ("original", "substituted", "zero"))
+    recovered, delta = (zero - substituted) / (zero - original), ce["substituted"] - ce["original"]
+    p, q = (np.exp(log_p[name])[counts] for name in ("original", "substituted"))
     variation, same = np.abs(p - q).sum(-1).mean() / 2, (p.argmax(-1) == q.argmax(-1)).mean()
-    errors = standard_error((ce["substituted"] - ce["original"]).mean(1)), standard_error(np.array(kl).mean(1))
-    values = original, substituted, substituted - original, np.mean(kl), recovered, variation, same, *errors
-    return dict(zip(OF_LM, values, strict=True))
+    errors = standard_error(delta.sum(1), predicted.sum(1)), standard_error(kl.sum(1), counts.sum(1))
+    mean_kl = kl.sum() / counts.sum()
+    values = original, substituted, substituted - original, mean_kl, recovered, variation, same, *errors
+    out = dict(zip(OF_LM, values, strict=True))
+    if skip:
+        return out
+    out["kl_by_position"] = or_none(kl.sum(0), counts.sum(0))
+    return out | {"delta_ce_by_position": or_none(delta.sum(0), predicted.sum(0))}
 
 
 def assert_equal(have, want, **tolerance):
     for name, value in want.items():
         if value is None:
             assert have[name] is None, name
+        elif isinstance(value, list):
+            assert [v is None for v in have[name]] == [v is None for v in value], name
+            numbers = ([v for v in values if v is not None] for values in (have[name], value))
+            np.testing.assert_allclose(*numbers, err_msg=name, **tolerance)
         else:
             np.testing.assert_allclose(have[name], value, err_msg=name, **tolerance)
 
@@ -111,6 +143,55 @@ def test_metrics_equal_a_loop_on_every_mesh(x64, hook):
         have = measure("standard", on_text(mesh, saes[0], hook, 7, lm, saes[1]))
         assert have.keys() == want.keys()
         assert_equal(have, want, rtol=1e-9)
+
+
+LENGTHS = np.array([8, 3, 1, 8, 5, 8, 2])
+
+
+@pytest.mark.parametrize("hook, first, skip", [("blocks.0.hook_resid_post", 1, 7), ("blocks.0.mlp.hook_post", 0, 7)])
+def test_padding_and_what_training_left_out_count_in_no_reconstruction_and_stay_as_they_are(x64, hook, first, skip):
+    """Contexts of other lengths, the first position and a token: the plain loop puts nothing in there.
+
+    In the loop another token fills up the contexts, so that nothing depends on which it is.
+    """
+    lm, real = two_layers(), np.arange(POSITIONS) < LENGTHS[:, None]
+    tokens = tiny.random_tokens(7, POSITIONS)
+    tokens[::2, 2] = skip
+    filled, kept = np.where(real, tokens, 50), real & (tokens != skip) & (np.arange(POSITIONS) >= first)
+    x = np.asarray(jax.jit(lambda lm: lm.prefix(filled, hook))(lm))
+    sae, want = random_sae(x.shape[-1]), {}
+    for view, start in (("", 0), ("no_pos0_", 1)):
+        values = reconstruction_by_loop(sae, x, start, kept)
+        values |= downstream_by_loop(lm, sae, filled, hook, x, start, kept, real)
+        want |= {f"{view}{name}": value for name, value in values.items()}
+    for mesh in MESHES:
+        subject = on_text(mesh, sae, hook, 7, lm)
+        source = subject.source
+        source.tokens, source.first, source.skip = np.where(real, tokens, -1), first, skip
+        assert subject.rows == kept.sum() and subject.contexts == 7
+        have = measure("standard", subject)
+        assert have.keys() == want.keys()
+        assert_equal(have, want, rtol=1e-9)
+        if first:
+            assert have["nmse_by_position"][0] is None and have["kl_by_position"][0] == 0
+
+
+def test_skip_first_leaves_position_0_to_the_language_model(x64):
+    subject = on_text((1, 1), random_sae(tiny.WIDTH), "blocks.0.hook_resid_post", 7, two_layers())
+    everywhere = measure("standard", subject)
+    subject.source.first = 1
+    have = measure("standard", replace(subject))  # what was counted before is forgotten
+    assert have["kl_by_position"][0] == 0 < everywhere["kl_by_position"][0]
+    assert have["l0_by_position"][0] is None
+    np.testing.assert_allclose(have["nmse"], everywhere["no_pos0_nmse"], rtol=1e-12)
+
+
+def test_rows_of_nan_count_in_no_metric(x64):
+    x, sae = np.random.default_rng(0).normal(size=(6, 5, 12)) + 1, random_sae(12)
+    kept = np.random.default_rng(1).random((6, 5)) < 0.7
+    want = reconstruction_by_loop(sae, x, 0, kept)
+    for mesh in MESHES:
+        assert_equal(measure("standard", on_files(mesh, sae, np.where(kept[..., None], x, np.nan))), want, rtol=1e-9)
 
 
 def test_several_batches_are_one_mean(x64):
@@ -144,7 +225,7 @@ def test_an_exact_autoencoder_loses_nothing(x64, mesh, hook):
 def test_activations_without_a_language_model(x64, mesh):
     x, sae = np.random.default_rng(0).normal(size=(6, 5, 12)) + 1, random_sae(12)
     have = measure("standard", on_files(mesh, sae, x))
-    want = reconstruction_by_loop(sae, x, 0) | dict.fromkeys(OF_LM)
+    want = reconstruction_by_loop(sae, x, 0) | dict.fromkeys((*OF_LM, "kl_by_position", "delta_ce_by_position"))
     assert have.keys() == want.keys()
     assert_equal(have, want, rtol=1e-9)
     constant = sae.replace(W_dec=jnp.zeros_like(sae.W_dec), b_dec=jnp.asarray(normalised(x)[0].mean((0, 1))))

@@ -63,7 +63,7 @@ def test_every_device_runs_the_language_model_on_its_own_contexts(mesh):
     with jax.set_mesh(subject.mesh):
         x = subject.activations(batch)
         assert x.shape[0] == 16
-        rest = batch.mask, standard._centers(x, batch.mask, "unit_norm"), subject.lm, batch.host
+        rest = batch.kept, standard._centers(x, batch.kept, "unit_norm"), subject.lm, *subject.text(batch)
         lower = partial(standard._per_token.lower, {"exported": subject.sae}, x, *rest)
         text = lower(subject.hook, subject.selection).compile().as_text()
     logits = {line.split("[")[1].split("]")[0] for line in text.split() if line.startswith("f32[")}

@@ -4,12 +4,14 @@ import json
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 import jaxsae
 from jaxsae import interop
+from jaxsae.distributed.mesh import make_mesh
 from jaxsae.errors import BadInput
 from jaxsae.interop import native
 from jaxsae.sae.types import Spec
@@ -91,12 +93,54 @@ def test_a_bias_of_the_input_alone(tmp_path):
     np.testing.assert_array_equal(jaxsae.encode(loaded, x).values, jaxsae.encode(tied, x).values)
 
 
-def test_half_precision_is_read_into_float32(folder):
-    half = {name: a.astype(np.float16) for name, a in load_file(folder / "sae.safetensors").items()}
-    save_file(half, folder / "sae.safetensors", {"jaxsae": (folder / "config.json").read_text()})
-    sae = interop.load(folder)
-    assert sae.W_enc.dtype == jnp.float32
-    np.testing.assert_array_equal(sae.W_enc, half["W_enc"].astype(np.float32))
+def stored_as(folder, dtype):
+    """The same autoencoder with its numbers saved as `dtype`; returns them."""
+    arrays = {name: a.astype(dtype) for name, a in load_file(folder / "sae.safetensors").items()}
+    save_file(arrays, folder / "sae.safetensors", {"jaxsae": (folder / "config.json").read_text()})
+    return arrays
+
+
+@pytest.mark.parametrize("mesh", [None, (2, 4)], ids=str)
+@pytest.mark.parametrize("activation", ["topk", "jumprelu"])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_half_and_double_precision_encode_and_decode_in_float32(tmp_path, dtype, activation, mesh, recwarn):
+    spec = Spec(activation, 3, "ln_std", "free", True)
+    extra = {"log_threshold": jnp.full(16, -1.0)} if activation == "jumprelu" else {}
+    native.save(SAE.replace(spec=spec, extra=extra), tmp_path, {})
+    arrays = stored_as(tmp_path, dtype)
+    sae = interop.load(tmp_path, mesh and make_mesh(*mesh))
+    assert {str(a.dtype) for a in jax.tree.leaves(sae)} == {"float32"} and not recwarn.list
+    np.testing.assert_array_equal(sae.W_enc, arrays["W_enc"].astype(np.float32))
+    assert mesh is None or sae.W_enc.sharding.spec == jax.P("latent")
+    if mesh is None:
+        x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+        code = jaxsae.encode(sae, x)
+        xhat = jaxsae.decode(sae, code)
+        assert code.values.dtype == xhat.dtype == np.float32
+        np.testing.assert_allclose(xhat, by_numpy(arrays, x, activation), atol=1e-5)
+
+
+def by_numpy(arrays, x, activation):
+    """Reconstructions [B, d] in float64, of the numbers that the file holds."""
+    W_enc, b_enc, W_dec, b_dec = (arrays[name].astype(np.float64) for name in native.ARRAYS)
+    mean = x.mean(1, keepdims=True)
+    scale = x.std(1, keepdims=True, ddof=1)
+    z = ((x - mean) / (scale + 1e-5) - b_dec) @ W_enc.T + b_enc
+    least = np.sort(z, 1)[:, -3, None] if activation == "topk" else np.exp(arrays["extra.log_threshold"].astype(float))
+    z = np.where((z >= least) & (z > 0), z, 0)
+    return (z @ W_dec + b_dec) * scale + mean
+
+
+@pytest.mark.parametrize("dtype, message", [(np.int32, "W_enc of type int32"), (ml_dtypes.float8_e5m2, "in F8_E5M2")])
+def test_numbers_that_are_no_weights_are_refused_by_name(folder, dtype, message):
+    stored_as(folder, dtype)
+    with pytest.raises(BadInput, match=message):
+        interop.load(folder)
+
+
+def test_double_precision_stays_if_jax_has_it(x64, folder):
+    stored_as(folder, np.float64)
+    assert {str(a.dtype) for a in jax.tree.leaves(interop.load(folder))} == {"float64"}
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 100, b"\x08" + b"\0" * 7 + b"not json"], ids=repr)

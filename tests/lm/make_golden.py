@@ -1,11 +1,11 @@
 """Writes golden/ and golden_neo/: a tiny random GPT-2 and GPT-Neo in Hugging Face format, and what PyTorch computes.
 
     python -m venv torch-env
-    torch-env/bin/pip install torch==2.13.0 transformers==5.23.0 safetensors numpy
+    torch-env/bin/pip install torch==2.14.1 transformers==5.24.0 safetensors numpy
     torch-env/bin/python tests/lm/make_golden.py
 
 config.json and model.safetensors are the model; golden.npz holds `tokens` [2, 12], `logits` [2, 12, V] and every hook
-point under its TransformerLens name, float32.
+point under its TransformerLens name, float32, and as `padded_logits` [2, 12, V] the logits after 4 tokens of padding.
 """
 
 from pathlib import Path
@@ -78,8 +78,12 @@ def hooked(model, tokens):
 
     for layer, block in enumerate(model.transformer.h):
         first_input(block, f"blocks.{layer}.hook_resid_pre")
+        # The output matrix reads the heads side by side: GPT-2's is within block.attn, GPT-Neo's one deeper.
+        inner = getattr(block.attn, "attention", block.attn)
+        first_input(getattr(inner, "out_proj", None) or inner.c_proj, f"blocks.{layer}.attn.hook_z")
         output(block.attn, f"blocks.{layer}.hook_attn_out")
         first_input(block.ln_2, f"blocks.{layer}.hook_resid_mid")
+        first_input(block.mlp, f"blocks.{layer}.mlp.hook_in")
         output(block.mlp.act, f"blocks.{layer}.mlp.hook_post")
         output(block.mlp, f"blocks.{layer}.hook_mlp_out")
         output(block, f"blocks.{layer}.hook_resid_post")
@@ -87,15 +91,27 @@ def hooked(model, tokens):
         return model(tokens).logits.numpy(), seen
 
 
+def left_padded(model, tokens, padding=4):
+    """The logits of `tokens` after so many tokens of padding, with the positions that generation gives them."""
+    pad = torch.nn.functional.pad
+    mask = pad(torch.ones_like(tokens), (padding, 0))
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        logits = model(pad(tokens, (padding, 0)), attention_mask=mask, position_ids=positions).logits
+    return logits[:, padding:].numpy()
+
+
 def write(folder, make):
     torch.manual_seed(0)
     model = make().eval()
     randomise(model)
     tokens = torch.randint(model.config.vocab_size, (2, 12))
+    # First, because the hooks stay.
+    padded = left_padded(model, tokens)
     logits, seen = hooked(model, tokens)
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
-    np.savez_compressed(folder / "golden.npz", tokens=tokens.numpy(), logits=logits, **seen)
+    np.savez_compressed(folder / "golden.npz", tokens=tokens.numpy(), logits=logits, padded_logits=padded, **seen)
 
 
 def main():

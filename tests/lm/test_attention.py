@@ -86,12 +86,51 @@ def test_a_mask_of_another_shape_is_bad_input():
         lm.prefix(tokens, "blocks.0.hook_resid_pre", np.ones((2, 11), bool))
 
 
-def test_token_ids_outside_the_vocabulary_are_bad_input():
+def test_a_mask_of_another_shape_than_the_stream_is_bad_input():
+    lm, hook = tiny.model(), "blocks.0.hook_resid_pre"
+    stream = lm.prefix(tiny.random_tokens(2), hook)
+    for use in (lm.suffix, lm.final, lambda x, at, mask: lms.advance(lm, x, at, "blocks.1.hook_resid_pre", mask)):
+        with pytest.raises(BadInput, match=r"mask has shape \[2, 1\], but the tokens \[2, 12\]"):
+            use(stream, hook, np.ones((2, 1), bool))
+
+
+HOOK = "blocks.0.hook_resid_pre"
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+def test_token_ids_outside_the_vocabulary_are_bad_input_and_not_nan(kind):
     lm = tiny.model()
-    for wrong in (tiny.VOCABULARY, -1):
-        for tokens in (np.array([[0, wrong, 3]]), jnp.array([[0, wrong, 3]])):
-            for use in (lambda t: lm.prefix(t, "blocks.0.hook_resid_pre"), lm.run):
-                with pytest.raises(BadInput, match=rf"token id {wrong} .* from 0 to {tiny.VOCABULARY - 1}"):
-                    use(tokens)
+    uses = lambda t: lm.prefix(t, HOOK), lm.run, lambda t: lms.capture(lm, t, [HOOK])
+    for wrong, named in ((tiny.VOCABULARY, None), (-1, None), (-100, None), (1 << 30, None), ([-1, 500, 300], 500)):
+        tokens = np.zeros((2, 5), np.int32)
+        tokens[1, 1:4] = wrong
+        if np.isscalar(wrong):
+            tokens[1, 2:4], named = 3, wrong
+        place = 2 if named == 500 else 1
+        message = rf"token id {named} \(context 1, position {place}\) .* from 0 to {tiny.VOCABULARY - 1}"
+        for use in uses:
+            with pytest.raises(BadInput, match=message):
+                use(kind(tokens))
     # Inside jit nobody knows the values.
     jax.eval_shape(lm.run, jnp.array([[0, tiny.VOCABULARY]]))
+
+
+@pytest.mark.parametrize("pad", [-1, -100, tiny.VOCABULARY, 1 << 30])
+def test_ids_of_padding_outside_the_vocabulary_do_not_reach_real_tokens(pad):
+    """A tokenizer may pad with a token that the model does not have, and unused places be marked with -1."""
+    lm, tokens = tiny.model(), tiny.random_tokens(2)
+    mask = np.ones(tokens.shape, bool)
+    mask[0, :5] = mask[1, 7:] = False
+    want = lm.run(tokens, mask=mask)
+    padded = np.where(mask, tokens, pad)
+    np.testing.assert_array_equal(lm.run(padded, mask=mask)[mask], want[mask])
+    np.testing.assert_allclose(
+        jax.jit(lambda lm, *args: lm.run(args[0], mask=args[1]))(lm, padded, mask)[mask], want[mask], atol=2e-5
+    )
+
+
+def test_token_ids_that_are_no_contexts_of_whole_numbers_are_bad_input():
+    lm = tiny.model()
+    for tokens in (np.zeros(5, int), np.zeros((2, 3, 4), int), np.zeros((2, 3)), np.ones((2, 3), bool)):
+        with pytest.raises(BadInput, match=r"whole numbers \[b, T\]"):
+            lm.run(tokens)

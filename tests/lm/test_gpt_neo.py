@@ -57,7 +57,7 @@ def tensors():
 
 def test_logits_and_activations_equal_torch(dtype, golden):
     seen, logits = lms.capture(neo(dtype), golden["tokens"], HOOKS)
-    assert set(golden) == {"tokens", "logits", *HOOKS} and logits.dtype == dtype
+    assert set(golden) == {"tokens", "logits", "padded_logits", *HOOKS} and logits.dtype == dtype
     np.testing.assert_allclose(logits, golden["logits"], atol=ATOL, rtol=0)
     for hook in HOOKS:
         np.testing.assert_allclose(seen[hook], golden[hook], atol=ATOL, rtol=0, err_msg=hook)
@@ -106,12 +106,16 @@ def test_sizes_windows_and_defaults_are_those_of_config_json(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(config(**changes)))
         return read_config(tmp_path)
 
+    def layers(*kinds, **changes):
+        return read(attention_layers=kinds, attention_types="absent", **changes)
+
     assert read() == neo().config
     assert read(intermediate_size="absent", activation_function="absent", tie_word_embeddings="absent") == read()
     assert read(intermediate_size=24).n_inner == 24
     assert read(window_size="absent").windows == (None, 256)
-    assert read(attention_layers=["local", "local"]).windows == (4, 4)
-    assert read(attention_layers=["global", "global"], window_size=None).windows == ()
+    assert layers("local", "local").windows == (4, 4)
+    assert layers("global", "global", window_size=None).windows == ()
+    assert read(attention_layers="absent", attention_types=[[["local"], 1], [["global"], 1]]).windows == (4, None)
     # GPT-2's switches mean nothing here.
     assert read(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=True) == read()
 
@@ -126,6 +130,10 @@ def says(**changes):
     return lambda folder: (folder / "config.json").write_text(json.dumps(config(**changes)))
 
 
+def layers(*kinds):
+    return says(attention_layers=kinds, attention_types="absent")
+
+
 def holds(**changes):
     """Tensors of the second layer's attention changed; None: left out."""
 
@@ -137,10 +145,15 @@ def holds(**changes):
 
 
 BROKEN = {
-    "unknown attention": (says(attention_layers=["global", "sparse"]), "'sparse'.*only global and local"),
-    "attention of no type": (says(attention_layers=["global", None]), "None.*only global and local"),
-    "attention of one layer": (says(attention_layers=["global"]), "attention_layers.*all 2 layers"),
-    "no attention layers": (says(attention_layers="absent"), "attention_layers is None"),
+    "unknown attention": (layers("global", "sparse"), "'sparse'.*only global and local"),
+    "attention of no type": (layers("global", None), "None.*only global and local"),
+    "attention of one layer": (layers("global"), "attention_layers.*all 2 layers"),
+    "attention of three layers": (says(attention_layers=None, attention_types=[[["global"], 3]]), "all 2 layers"),
+    "no attention layers": (says(attention_layers="absent", attention_types="absent"), "attention_layers is None"),
+    "attention types that attention layers deny": (says(attention_layers=["local", "local"]), "remove the wrong one"),
+    "attention types not a list": (says(attention_types=[["global", "local"], 1]), "attention_types is .* give a list"),
+    "epsilon not a number": (says(layer_norm_epsilon="1e-5"), "layer_norm_epsilon is '1e-5'"),
+    "tied not a truth value": (says(tie_word_embeddings="false"), "tie_word_embeddings is 'false'"),
     "window not a number": (says(window_size="4"), "window_size is '4'"),
     "no window": (says(window_size=0), "window_size is 0"),
     "unknown activation function": (says(activation_function="swiglu"), "'swiglu'.*gelu_new"),

@@ -95,7 +95,7 @@ def test_replacing_the_stream_is_the_suffix_of_the_replacement(lm, tokens):
         close(logits, want[hook], hook)
 
 
-def test_replacing_a_write_to_the_stream_adds_the_replacement_instead(lm, tokens, captured):
+def test_what_replaces_a_sublayers_activation_is_what_it_computes_with(lm, tokens, captured):
     seen, write = captured[0], noise((*tokens.shape, tiny.WIDTH))
     neurons = noise((*tokens.shape, 4 * tiny.WIDTH), 1)
     cases = {}
@@ -104,8 +104,13 @@ def test_replacing_a_write_to_the_stream_adds_the_replacement_instead(lm, tokens
         mlp = lm.params[f"h_{layer}"]["c_proj"]
         before, between = seen[at("hook_resid_pre")], seen[at("hook_resid_mid")]
         from_neurons = neurons @ mlp["kernel"] + mlp["bias"]
+        output, hidden = lm.params[f"h_{layer}"]["attn"]["c_proj"], lm.params[f"h_{layer}"]["c_fc"]
+        from_heads = write @ output["kernel"] + output["bias"]
+        read = jax.nn.gelu(write @ hidden["kernel"] + hidden["bias"]) @ mlp["kernel"] + mlp["bias"]
         cases[at("hook_attn_out")] = write, before + write, at("hook_resid_mid")
         cases[at("hook_mlp_out")] = write, between + write, at("hook_resid_post")
+        cases[at("attn.hook_z")] = write, before + from_heads, at("hook_resid_mid")
+        cases[at("mlp.hook_in")] = write, between + read, at("hook_resid_post")
         cases[at("mlp.hook_post")] = neurons, between + from_neurons, at("hook_resid_post")
 
     @jax.jit
@@ -119,6 +124,23 @@ def test_replacing_a_write_to_the_stream_adds_the_replacement_instead(lm, tokens
     after = {hook: case[2] for hook, case in cases.items()}
     for hook, pair in both(lm, {hook: case[:2] for hook, case in cases.items()}).items():
         close(*pair, hook)
+
+
+@pytest.mark.parametrize("name", ["golden", "golden_neo"])
+def test_processing_takes_gain_and_biases_out_of_what_the_mlp_and_the_output_matrix_read(x64, name):
+    raw = lms.load(str(tiny.FOLDER.parent / name), dtype=jnp.float64)
+    processed = lms.process_weights(raw)
+    tokens = tiny.random_tokens(2) % raw.config.vocab_size
+    hooks = ["blocks.1.mlp.hook_in", "blocks.1.attn.hook_z"]
+    capture = jax.jit(lambda lm: lms.capture(lm, tokens, hooks)[0])
+    (read, heads), (plain_read, plain_heads) = ([capture(lm)[hook] for hook in hooks] for lm in (raw, processed))
+    p = jax.tree.map(np.asarray, raw.params["h_1"])
+    close(read, plain_read * p["ln_2"]["scale"] + p["ln_2"]["bias"])
+    # Of the values, whose weights sum to one: their own bias, and what they make of the norm's.
+    values = -raw.config.d_model
+    moved = p["attn"]["c_attn"]["bias"][values:] + p["ln_1"]["bias"] @ p["attn"]["c_attn"]["kernel"][:, values:]
+    assert np.abs(moved).min() > 1e-4
+    close(heads, plain_heads + moved)
 
 
 def test_a_replacement_at_one_position_changes_only_what_reads_it(lm, tokens, captured):

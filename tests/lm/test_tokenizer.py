@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,7 @@ from jaxsae import lm as lms
 from jaxsae.data import text
 from jaxsae.errors import BadInput
 from jaxsae.lm import tokenizer as module
-from jaxsae.lm.tokenizer import END_OF_TEXT, make_tokenizer
+from jaxsae.lm.tokenizer import END_OF_TEXT, make_tokenizer, render_chats
 from jaxsae.lm.weights import read_config
 from tests.lm import tiny
 
@@ -119,8 +120,66 @@ def test_a_tokenizer_must_fit_the_models_vocabulary(tmp_path, bpe):
     lms.load_tokenizer(model_beside(tmp_path, size))
     # A model may have spare entries, as padding to a multiple of 128 makes them.
     lms.load_tokenizer(model_beside(tmp_path, size + 100))
-    with pytest.raises(BadInput, match=rf"up to {size - 1}.*{size - 1} entries"):
-        lms.load_tokenizer(model_beside(tmp_path, size - 1))
+    # Its end-of-text token is one that every text needs.
+    ends = tokenizers.Tokenizer.from_str(bpe.to_str())
+    ends.add_special_tokens(["<end>"])
+    ends.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    facts = json.loads((tmp_path / "tokenizer.json").read_text())
+    facts["model"]["vocab"] = {k.replace("<|endoftext|>", "<|x|>"): v for k, v in facts["model"]["vocab"].items()}
+    facts["added_tokens"] = [t for t in facts["added_tokens"] if t["content"] == "<end>"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(facts))
+    with pytest.raises(BadInput, match=rf"ends texts with token {size}, but the model's vocabulary has {size} entries"):
+        lms.load_tokenizer(model_beside(tmp_path, size))
+
+
+def test_a_tokenizer_with_tokens_behind_the_models_vocabulary_is_refused_only_where_one_occurs(tmp_path, bpe):
+    backend = tokenizers.Tokenizer.from_str(bpe.to_str())
+    backend.add_special_tokens(["[PAD]"])
+    backend.add_tokens(["<tag>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    size = bpe.get_vocab_size()
+    tokenizer = lms.load_tokenizer(model_beside(tmp_path, size))
+    assert tokenizer.encode(["Once upon"]) == [bpe.encode("Once upon").ids]
+    # A special token is text, and so does no harm; this added one is always a token.
+    assert max(tokenizer.encode(["a [PAD] b"])[0]) < size
+    with pytest.raises(BadInput, match=rf"'<tag>', token {size + 1} .* vocabulary has {size} entries"):
+        tokenizer.encode(["fine", "a <tag> b"])
+    assert lms.load_tokenizer(model_beside(tmp_path, size + 2)).encode(["<tag>"]) == [[size + 1]]
+
+
+def test_special_tokens_written_in_a_text_are_text(tmp_path, bpe, shared):
+    """As GPT-2's own byte-level BPE has it, which knows no special tokens: here in plain Python."""
+    folder = shared("data/gpt2-tokenizer")
+    vocabulary, merges = json.loads((folder / "encoder.json").read_text()), (folder / "vocab.bpe").read_text()
+    gpt2 = tmp_path / "gpt2"
+    lm = model_beside(gpt2, len(vocabulary))
+    shutil.copy(folder / "encoder.json", gpt2 / "vocab.json")
+    shutil.copy(folder / "vocab.bpe", gpt2 / "merges.txt")
+    tokenizer = lms.load_tokenizer(lm)
+    texts = ["a<|endoftext|>b", "<|endoftext|>", "x <|endoftext|> <|endoftext|>\n don't"]
+    for written, ids in zip(texts, tokenizer.encode(texts)):
+        assert ids == gpt2_bpe(written, vocabulary, merges.split("\n")[1:])
+        assert tokenizer.end_of_text == 50256 not in ids and tokenizer.decode(ids) == written
+    # Also where a file forgets to say that the token is special.
+    facts = json.loads(bpe.to_str())
+    (token,) = [t for t in facts["added_tokens"] if t["content"] == END_OF_TEXT]
+    token["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(facts))
+    assert 0 not in lms.load_tokenizer(model_beside(tmp_path)).encode(["a<|endoftext|>b"])[0]
+
+
+def gpt2_bpe(text, vocabulary, merges):
+    """GPT-2's encoder.py in short: words of ASCII text, bytes as characters, the earliest merge first."""
+    ranks = {tuple(merge.split()): i for i, merge in enumerate(merges) if merge}
+    ids = []
+    for word in re.findall(r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", text):
+        parts = [{" ": "Ġ", "\n": "Ċ"}.get(c, c) for c in word]
+        while pairs := [(ranks[pair], i) for i, pair in enumerate(itertools.pairwise(parts)) if pair in ranks]:
+            _, i = min(pairs)
+            parts[i : i + 2] = ["".join(parts[i : i + 2])]
+        ids += [vocabulary[part] for part in parts]
+    return ids
 
 
 # Packing.
@@ -135,22 +194,12 @@ LENGTHS = [900, 1, 40, 2000, 300, 7, 5000, 0, 64]
 DOCUMENTS = [document[:length] for document, length in zip(text.documents(["stdlib"]), LENGTHS)]
 
 
-@pytest.mark.parametrize("characters", [1, 500, 2_000_000])
-@pytest.mark.parametrize("context", [2, 16, 61])
-def test_packing_equals_whole_documents_joined_and_cut(tokenizer, monkeypatch, characters, context):
-    # Small batches and pieces: then documents and contexts lie across many of them.
-    monkeypatch.setattr(module, "_batches", partial(module._batches, characters=characters))
-    monkeypatch.setattr(module, "_pieces", partial(module._pieces, characters=100))
-    got = list(tokenizer.pack(DOCUMENTS, context))
-    np.testing.assert_array_equal(got, tiny.whole_documents(tokenizer, DOCUMENTS, context))
+@pytest.mark.parametrize("characters", [50, 700, 20_000])
+def test_documents_in_pieces_encode_as_whole_ones(tokenizer, monkeypatch, characters):
+    monkeypatch.setattr(module, "pieces", partial(module.pieces, characters=characters))
+    got = tokenizer.encode_documents(DOCUMENTS)
+    assert [row.tolist() for row in got] == [tokenizer.encode([document])[0] for document in DOCUMENTS]
     assert all(row.dtype == np.int32 for row in got)
-
-
-def test_packing_loses_less_than_one_context_and_decodes_to_the_text(tokenizer):
-    stream = np.concatenate(list(tokenizer.pack(DOCUMENTS, 8)))
-    joined = "".join(END_OF_TEXT + document for document in DOCUMENTS)
-    got = tokenizer.decode(stream)
-    assert joined.startswith(got) and len(tokenizer.encode([joined])[0]) - len(stream) < 8
 
 
 @pytest.mark.parametrize("characters", [50, 700, 20_000])
@@ -158,7 +207,7 @@ def test_pieces_encode_to_the_tokens_of_the_whole_document(tokenizer, characters
     document = tiny.library_text(120_000)
     rare = ["naïve été", "don't we'll", "漢字 かな", "x  y\n z", "a1 b 2 c", "½ π"]
     document += " ".join(rare * 200)
-    pieces = list(module._pieces(document, characters))
+    pieces = list(module.pieces(document, characters))
     assert "".join(pieces) == document
     # Cuts are found soon in ordinary text, so that there is something to do in parallel.
     assert len(document) / characters / 4 < len(pieces) <= len(document) / characters
@@ -168,7 +217,7 @@ def test_pieces_encode_to_the_tokens_of_the_whole_document(tokenizer, characters
 
 def test_text_that_cannot_be_cut_stays_whole():
     for document in ("漢" * 1000, "1 2 " * 300, " " * 1000, "", "a b", "a " * 200 + "b" * 1000):
-        pieces = list(module._pieces(document, 50))
+        pieces = list(module.pieces(document, 50))
         assert "".join(pieces) == document
         for before, after in itertools.pairwise(pieces):
             assert before[-1].isalpha() and after[0] == " " and after[1].isalpha()
@@ -190,24 +239,22 @@ def sentencepiece(pre_tokenizer):
 
 @pytest.mark.parametrize("pre_tokenizer", [True, False], ids=["Metaspace", "normalizer"])
 def test_a_tokenizer_that_begins_texts_begins_contexts_and_never_pieces(monkeypatch, pre_tokenizer):
-    monkeypatch.setattr(module, "_pieces", partial(module._pieces, characters=10))
+    monkeypatch.setattr(module, "pieces", partial(module.pieces, characters=10))
     tokenizer = sentencepiece(pre_tokenizer)
-    assert (tokenizer.end_of_text, tokenizer.bos, tokenizer.in_pieces) == (0, 1, False)
+    assert (tokenizer.end_of_text, tokenizer.bos, tokenizer.start, tokenizer.in_pieces) == (0, 1, 1, False)
     documents = ["hello world a b " * 50 + "a", "b hello", "", "world " * 30 + "b"]
-    want = tiny.whole_documents(tokenizer, documents, 8)
-    got = np.stack(list(tokenizer.pack(documents, 9)))
-    assert got.dtype == np.int32 and (got[:, 0] == 1).all() and not (got[:, 1:] == 1).any()
-    np.testing.assert_array_equal(got[:, 1:], want)
+    want = tokenizer.encode(documents)
+    assert [row.tolist() for row in tokenizer.encode_documents(documents)] == want
     # In pieces, each would begin with a space more, if a normalizer puts it there.
-    in_pieces = np.stack(list(replace(tokenizer, in_pieces=True).pack(documents, 9)))[:, 1:]
-    assert pre_tokenizer == np.array_equal(in_pieces, want)
-    with pytest.raises(BadInput, match="no room"):
-        next(tokenizer.pack(documents, 1))
+    in_pieces = replace(tokenizer, in_pieces=True).encode_documents(documents)
+    assert pre_tokenizer == ([row.tolist() for row in in_pieces] == want)
     # tokenizer_config.json decides, if it says anything; else what the tokenizer itself puts before a text.
     record = lambda **about: make_tokenizer(tokenizer.backend, "letters", {"eos_token": "<eos>", **about})
     assert record().bos == 1 and record(add_bos_token=False, bos_token="<bos>").bos is None
+    # What --bos puts: the token that is named, or the end-of-text token.
+    assert record(add_bos_token=False, bos_token="<bos>").start == 1
     tokenizer.backend.post_processor = tokenizers.processors.ByteLevel()
-    assert record().bos is None and record(add_bos_token=True, bos_token="<bos>").bos == 1
+    assert record().bos is None and record().start == 0 and record(add_bos_token=True, bos_token="<bos>").bos == 1
 
 
 def test_only_gpt2s_own_pre_tokenizer_is_given_pieces(tokenizer):
@@ -258,6 +305,34 @@ def test_truncation_and_padding_of_a_file_are_left_out(bpe, tmp_path):
     backend.enable_padding(length=99)
     backend.save(str(tmp_path / "tokenizer.json"))
     assert lms.load_tokenizer(model_beside(tmp_path)).encode([TEXT, ""]) == [whole, []]
+
+
+def test_chats_are_made_texts_by_the_template_and_their_special_tokens_are_tokens(bpe, tmp_path):
+    pytest.importorskip("jinja2")
+    backend = tokenizers.Tokenizer.from_str(bpe.to_str())
+    backend.add_special_tokens(["<user>", "<bot>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}{{ eos_token }}{% endfor %}"
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+    tokenizer = lms.load_tokenizer(model_beside(tmp_path, 300))
+    with pytest.raises(BadInput, match="has no chat template"):
+        render_chats(tokenizer)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about | {"chat_template": template}))
+    tokenizer = lms.load_tokenizer(model_beside(tmp_path, 300))
+    render = render_chats(tokenizer)
+    text = render([{"role": "user", "content": " Once"}, {"role": "bot", "content": "upon"}])
+    assert text == "<user>Once<|endoftext|><bot>upon<|endoftext|>"
+    user, bot = backend.token_to_id("<user>"), backend.token_to_id("<bot>")
+    want = [user, *bpe.encode("Once").ids, 0, bot, *bpe.encode("upon").ids, 0]
+    assert tokenizer.encode_chats([text]) == [want]
+    # After it, text is text again.
+    assert user not in tokenizer.encode([text])[0]
+    with pytest.raises(ValueError, match="holds the special token <bot> as text"):
+        render([{"role": "user", "content": "a <bot> b"}])
+    for messages in ([{"content": "a"}], ["a"], [1]):
+        with pytest.raises(ValueError, match='"role" and "content"'):
+            render(messages)
 
 
 def test_padding_is_on_the_side_asked_for(tokenizer):

@@ -7,7 +7,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from jaxsae import lm as lms
 from jaxsae.errors import BadInput
@@ -49,13 +49,57 @@ def test_every_layout_of_a_folder_loads_alike(tmp_path, sharded, prefix, masks):
     equal(have.params, want.params)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
-def test_weights_of_any_precision_load_as_asked(tmp_path, dtype):
-    tensors = {name: x.astype(dtype) for name, x in tiny.tensors().items()}
-    params = lms.load(str(tiny.write(tmp_path / "model", tensors, tiny.config()))).params
-    assert {str(x.dtype) for x in jax.tree.leaves(params)} == {"float32"}
-    want = tensors["transformer.h.1.mlp.c_fc.weight"].astype(np.float32)
-    np.testing.assert_array_equal(params["h_1"]["c_fc"]["kernel"], want)
+@pytest.mark.parametrize(
+    "name, dtype",
+    [
+        ("golden", np.float16),
+        ("golden", ml_dtypes.bfloat16),
+        ("golden_neo", ml_dtypes.bfloat16),
+        ("golden", np.float64),
+    ],
+)
+def test_weights_in_half_or_double_precision_run_in_float32(tmp_path, dtype, name):
+    """As the model whose float32 weights are rounded in the same way."""
+    folder = tiny.FOLDER.parent / name
+    stored = {key: x.astype(dtype) for key, x in load_file(folder / "model.safetensors").items()}
+    config = json.loads((folder / "config.json").read_text())
+    lm = lms.load(str(tiny.write(tmp_path / "model", stored, config)))
+    assert {str(x.dtype) for x in jax.tree.leaves(lm.params)} == {"float32"}
+    rounded = {key: x.astype(np.float32) for key, x in stored.items()}
+    same = lms.load(str(tiny.write(tmp_path / "same", rounded, config)))
+    equal(lm.params, same.params)
+    tokens = np.load(folder / "golden.npz")["tokens"]
+    logits = lm.run(tokens)
+    assert logits.dtype == np.float32
+    np.testing.assert_array_equal(logits, same.run(tokens))
+
+
+def scaled(tensors, factor):
+    """The tensors with the queries of layer i multiplied by factor(i)."""
+    tensors = dict(tensors)
+    for layer in range(tiny.LAYERS):
+        for part in ("weight", "bias"):
+            x = tensors[name := f"transformer.h.{layer}.attn.c_attn.{part}"].copy()
+            x[..., : tiny.WIDTH] *= factor(layer)
+            tensors[name] = x
+    return tensors
+
+
+# What config.json says about attention's scale, and what multiplies the queries of layer i instead.
+SCALES = {
+    "by layer": ({"scale_attn_by_inverse_layer_idx": True}, lambda i: 1 / (i + 1)),
+    "none": ({"scale_attn_weights": False}, lambda i: (tiny.WIDTH / 4) ** 0.5),
+    "in another order": ({"reorder_and_upcast_attn": True}, lambda i: 1),
+}
+
+
+@pytest.mark.parametrize("what", SCALES)
+def test_attention_is_scaled_as_config_json_says(tmp_path, what):
+    changes, factor = SCALES[what]
+    lm = lms.load(str(tiny.write(tmp_path / "by config", tiny.tensors(), tiny.config(**changes))))
+    same = lms.load(str(tiny.write(tmp_path / "by weights", scaled(tiny.tensors(), factor), tiny.config())))
+    tokens = tiny.random_tokens(2)
+    np.testing.assert_allclose(lm.run(tokens), same.run(tokens), atol=2e-5)
 
 
 def test_an_untied_model_unembeds_with_its_own_matrix(tmp_path):
@@ -66,9 +110,11 @@ def test_an_untied_model_unembeds_with_its_own_matrix(tmp_path):
     x = np.random.default_rng(1).normal(size=(2, tiny.WIDTH)).astype(np.float32)
     np.testing.assert_allclose(untied.unembed(x), x @ head.T, atol=1e-4)
     np.testing.assert_allclose(tied.unembed(x), x @ tied.params["wte"]["embedding"].T, atol=1e-4)
-    # A tied one does not look at a head that lies beside it, as the hub's files have one.
-    folder = tiny.write(tmp_path / "tied", tiny.tensors() | {"lm_head.weight": head}, tiny.config())
-    equal(lms.load(str(folder)).params, tied.params)
+    # A tied one may have its embedding a second time as its head, as the hub's files do, but no other head.
+    beside = lambda head: tiny.write(tmp_path / "tied", tiny.tensors() | {"lm_head.weight": head}, tiny.config())
+    equal(lms.load(str(beside(tiny.tensors()["transformer.wte.weight"]))).params, tied.params)
+    with pytest.raises(BadInput, match=r"lm_head\.weight that is not its wte\.weight.*tie_word_embeddings false"):
+        lms.load(str(beside(head)))
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -124,6 +170,13 @@ def says(**changes):
     return lambda folder: (folder / "config.json").write_text(json.dumps(tiny.config(**changes)))
 
 
+def stored_as(dtype):
+    def change(folder):
+        save_file({name: x.astype(dtype) for name, x in tiny.tensors().items()}, folder / "model.safetensors")
+
+    return change
+
+
 def holds(name, content):
     return lambda folder: (folder / name).write_bytes(content)
 
@@ -151,6 +204,15 @@ BROKEN = {
     "another model": (says(model_type="llama"), "'llama': only gpt2"),
     "no model type": (says(model_type=None), "only gpt2"),
     "unknown activation function": (says(activation_function="swiglu"), "'swiglu'.*gelu_new"),
+    "attention to another model": (says(add_cross_attention=True), "add_cross_attention is True.*not supported"),
+    "heads that were removed": (says(pruned_heads={"1": [0]}), "pruned_heads is .*not supported"),
+    "quantised": (says(quantization_config={"bits": 4}), "quantization_config is .*not supported"),
+    "code of its own": (says(auto_map={"AutoModelForCausalLM": "m.M"}), "auto_map is .*not supported"),
+    "scale not a truth value": (says(scale_attn_by_inverse_layer_idx="no"), "scale_attn_by_inverse_layer_idx is 'no'"),
+    "tied not a truth value": (says(tie_word_embeddings=1), "tie_word_embeddings is 1: .* true or false"),
+    "no epsilon": (says(layer_norm_epsilon=0), "layer_norm_epsilon is 0: .* positive number"),
+    "whole numbers": (stored_as(np.int8), "of type int8: quantised"),
+    "eight bits": (stored_as(ml_dtypes.float8_e4m3fn), "in F8_E4M3, which is not read: save it in F32"),
     "no width": (says(n_embd=None), "n_embd"),
     "width not a number": (says(n_embd="32"), "n_embd is '32'"),
     "no layers": (says(n_layer=0), "n_layer is 0"),

@@ -4,7 +4,7 @@ import pytest
 
 from jaxsae import compatibility
 from jaxsae.cli import COMMANDS, default_config, main, parse
-from jaxsae.config import Config, from_json, with_fields
+from jaxsae.config import Config, from_json, with_fields, without_effect
 from jaxsae.presets import PRESETS
 from tests.run.commands import refused
 
@@ -86,3 +86,31 @@ def test_commands(capsys):
     text = capsys.readouterr().out
     assert all(name in text for name in COMMANDS)
     refused(capsys, ["trian"], "'trian'", "train")
+
+
+def test_a_scale_of_a_penalty_that_is_not_in_use_is_named():
+    for flags, count in (
+        ({}, 1),
+        ({"sae.activation": "jumprelu"}, 1),
+        ({"sae.activation": "jumprelu", "sae.penalty": "tanh"}, 0),
+    ):
+        notes = without_effect(with_fields(Config(), **flags), {"--sae.tanh-scale"})
+        assert len(notes) == count and all("--sae.penalty is not tanh" in note for note in notes)
+
+
+def test_an_evaluation_keeps_compiled_programs_where_its_run_keeps_them(finished, monkeypatch):
+    kept = []
+    monkeypatch.setattr("jaxsae.run.compiled.keep_compiled", kept.append)
+    monkeypatch.setattr("jaxsae.run.evaluate.evaluate", lambda *_: {})
+    assert main(["eval", str(finished)]) == 0
+    assert kept == [from_json(finished / "config.json").data.cache] and kept[0]
+
+
+def test_a_resumed_run_has_its_own_settings(finished, capsys):
+    """What is typed counts, and is refused if the result would be another."""
+    own = from_json(finished / "config.json")
+    resumed = default_config(["--run", str(finished), "--resume"])
+    assert resumed == with_fields(own, run=None, resume=False) and own.sae.n == 64
+    assert default_config(["--run", str(finished)]) == Config()
+    assert default_config(["--run", str(finished), "--resume", "--init-from", "elsewhere"]) == resumed
+    refused(capsys, ["train", "--run", str(finished), "--resume", "--sae.k", "5"], "--sae.k was 4, not 5", "leave out")

@@ -1,8 +1,12 @@
 """Bad input is refused with one line, before anything is written."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from jaxsae.config import Config, from_json, with_fields
+from jaxsae.errors import BadInput
+from jaxsae.run.checks import check_data
 from jaxsae.run.folder import default_folder, written_by_this_run
 from tests.run.commands import refused
 
@@ -29,6 +33,9 @@ from tests.run.commands import refused
         ("--objective e2e --batch-size 250", ("250", "--context 32", "multiple")),
         ("--objective e2e --mesh 8 1 --batch-size 128", ("4 contexts", "8 devices")),
         ("--objective e2e --skip-first", ("--skip-first", "e2e")),
+        ("--objective e2e --skip-tokens eos", ("--skip-tokens", "e2e")),
+        ("--skip-tokens sep", ("--skip-tokens", "sep", "bos, eos, pad")),
+        ("--skip-tokens 400", ("--skip-tokens 400", "0 to")),
         ("--init-from nowhere", ("nowhere", "no autoencoder")),
         ("--resample-every 500", ("--resample-every", "500", "--dead-after")),
         ("--sae.activation relu --sae.exponent 0.5", ("--sae.exponent", "0.5", "--sae.penalty lp")),
@@ -40,6 +47,12 @@ from tests.run.commands import refused
 def test_bad_input(flags, tmp_path, capsys, extra, said):
     refused(capsys, ["train", "--run", str(tmp_path / "run"), *flags, *extra.split()], *said)
     assert not (tmp_path / "run").exists(), "nothing is written for a run that cannot start"
+
+
+def test_an_objective_that_reads_whole_contexts_refuses_padded_ones(tmp_path):
+    source = SimpleNamespace(masked=True, count=10**6)
+    with pytest.raises(BadInput, match="--objective e2e trains on contexts that are full of text"):
+        check_data(tmp_path, with_fields(Config(), objective="e2e"), source)
 
 
 def test_an_objective_is_refused_before_text_is_read(flags, tmp_path, capsys):

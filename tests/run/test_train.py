@@ -20,7 +20,11 @@ def test_run_folder(finished):
     assert summary["step"] == 58 and summary["tokens"] == 58 * 256
     assert 0 < summary["nmse"] < 1 and 3 < summary["l0"] <= 4
     manifest = json.loads((finished / "manifest.json").read_text())
-    assert manifest["mesh"] == {"data": 1, "latent": 1} and manifest["seed"] == 0 and manifest["data_fingerprint"]
+    assert (
+        manifest["mesh"] == {"data": 1, "latent": 1}
+        and manifest["seed"] == 0
+        and {*manifest["fingerprints"]} == {"text", "tokenizer", "model"}
+    )
     assert manifest["data_tokens"] * manifest["times_read"] == pytest.approx(14848) and manifest["data_tokens"] > 14848
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows] == [*range(10, 58, 10), 58]

@@ -1,7 +1,11 @@
 """Checkpoints: exact, on any mesh, and never trusted when damaged."""
 
+import configparser
+import re
 import shutil
 from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -13,9 +17,12 @@ from jaxsae.distributed.mesh import make_mesh
 from jaxsae.errors import BadInput
 from jaxsae.sae.config import SAEConfig
 from jaxsae.training.checkpoint import Checkpoints
+from jaxsae.training.logs import LogConfig
+from jaxsae.training.loop import Diverged, train
 from jaxsae.training.program import make_program
 from tests import configs
 
+ROOT = Path(__file__).parents[2]
 d = 16
 PROGRAM = make_program(SAEConfig(64, 4), configs.training(tokens=4096, batch_size=32), d)
 
@@ -134,3 +141,59 @@ def test_all_damaged(folder):
     with pytest.raises(BadInput, match="none of the checkpoints 2, 3"):
         restored(folder)
     assert (folder / "2").exists() and (folder / "3").exists()
+
+
+def test_opening_for_training_removes_nothing_but_what_a_save_left(written, folder):
+    """Orbax's own tidying would take every folder that has its mark somewhere in the name."""
+    left = ["4.orbax-checkpoint-tmp", "5.orbax-checkpoint-tmp-1700000000"]
+    kept = ["best.orbax-checkpoint-tmp", "3.orbax-checkpoint-tmp.bak", "notes"]
+    for name in left + kept:
+        shutil.copytree(folder / "3" / "facts", folder / name)
+    (folder / "6.orbax-checkpoint-tmp").write_text("a file")
+    with Checkpoints(folder, 2, tidy=False):
+        assert all((folder / name).exists() for name in left + kept)
+    with Checkpoints(folder, 2) as checkpoints, jax.set_mesh(make_mesh(2, 4)):
+        assert {path.name for path in folder.iterdir()} == {"2", "3", "6.orbax-checkpoint-tmp", *kept}
+        # Training comes by the step whose checkpoint was left unfinished.
+        checkpoints.save(at_step(state_on(make_mesh(2, 4)), 4))
+    assert int(restored(folder).step) == 4
+
+
+def test_orbax_is_pinned_to_versions_that_were_tried():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    (pin,) = (line for line in setup["options"]["install_requires"].splitlines() if line.startswith("orbax-checkpoint"))
+    numbers = lambda version: tuple(map(int, version.split(".")))
+    least, below = re.fullmatch(r"orbax-checkpoint>=([\d.]+),<([\d.]+)", pin).groups()
+    (exact,) = re.findall(r"^orbax-checkpoint==([\d.]+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    for version in (exact, metadata.version("orbax-checkpoint")):
+        assert numbers(least) <= numbers(version) < numbers(below)
+
+
+def diverging(folder, name, at, every):
+    """A run of 20 steps whose loss or gradient, `name`, is no number at step `at`; what its error says."""
+    mesh = make_mesh(1, 1)
+
+    def step(state, batch, number):
+        metrics = {"loss": 1.0, "grad_norm": 1.0, "nmse": 1.0, "dead_fraction": 0.0}
+        return at_step(state, 1), metrics | ({name: float("nan")} if number == at else {})
+
+    rows = LogConfig(log_every=100, checkpoint_every=every)
+    with jax.set_mesh(mesh), Checkpoints(folder, 2) as checkpoints, pytest.raises(Diverged) as error:
+        train(state_on(mesh), [None] * 20, step, 20, 32, checkpoints, SimpleNamespace(write=lambda row: None), rows)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, at, every, newest",
+    [
+        ("loss", 9, 4, 4),  # the weights after step 8 have no finite loss, and were saved
+        ("loss", 11, 4, 8),
+        ("grad_norm", 9, 4, 8),
+        ("loss", 5, 4, 4),  # the only one is better than none
+    ],
+)
+def test_a_run_that_diverged_leaves_a_checkpoint_with_a_finite_loss(tmp_path, name, at, every, newest):
+    assert f"{name} became nan at step {at}" in diverging(tmp_path, name, at, every)
+    state = restored(tmp_path, (1, 1))
+    assert int(state.step) == newest

@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from jaxsae.errors import BadInput
+from jaxsae.sae.activation_functions.interface import Count
 from jaxsae.training.logs import METRICS, LogConfig, Logs, check_packages, read_metrics
 
 ROWS = [{"step": s, "tokens": 10 * s, "loss": 1.0 / s} for s in (1, 2, 3)]
@@ -54,6 +55,16 @@ def test_other_sinks_get_every_row(tmp_path, monkeypatch):
     assert ("loss", 0.5, 20) in seen
     assert (ROWS[2], 3) in seen
     assert sorted(closed) == ["tensorboard", "wandb"]
+
+
+def test_what_happens_to_too_many_tokens_is_told_once(tmp_path, capsys):
+    count = Count(each=None, limit=0.001, warning="tokens were cut: give more")
+    with Logs(tmp_path, LogConfig(), 0, {}, {"cut": count}) as logs:
+        for step, share in enumerate((0.0, 0.001, 0.0123, 0.5), 1):
+            logs.write({"step": step, "tokens": step, "cut": share})
+    message = "jaxsae: step 3: 1.23% of tokens were cut: give more (cut in metrics.jsonl)\n"
+    assert capsys.readouterr().err == message
+    assert [row["cut"] for row in read_metrics(tmp_path / METRICS)] == [0.0, 0.001, 0.0123, 0.5]
 
 
 @pytest.mark.parametrize("flag, package", [({"tensorboard": True}, "tensorboardX"), ({"wandb": "p"}, "wandb")])

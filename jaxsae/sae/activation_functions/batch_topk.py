@@ -8,7 +8,7 @@ of them. (Over all steps it would be biased, because it changes as weights do.)
 import jax
 import jax.numpy as jnp
 
-from jaxsae.sae.activation_functions.interface import ActivationFunction
+from jaxsae.sae.activation_functions.interface import ActivationFunction, Count
 from jaxsae.sae.kth_largest import kth_largest
 from jaxsae.sae.support import Support
 
@@ -19,17 +19,45 @@ EMA_FRACTION, EMA_MAX_STEPS = 1 / 10, 1000
 
 
 def _support(top, view):
-    pre, indices = top(SLOTS_PER_K * view.spec.k)
+    cap = SLOTS_PER_K * view.spec.k
+    # One candidate more than is kept shows whether the cap holds.
+    pre, indices = top(cap + 1)
     if not view.training:
         (threshold,) = view.layout.pvary(view.extra["threshold"])
-        return Support(pre, indices, pre > jnp.maximum(threshold[indices], 0))
-
-    def at_least(t):
-        return view.layout.sum_tokens(view.layout.sum_latents((pre >= t).sum())) >= n_kept
+        above = pre > jnp.maximum(threshold[indices], 0)
+        return Support(pre, indices, above & (pre >= _cut(pre, above, cap, view.layout)[:, None]))
 
     n_kept = view.spec.k * view.layout.sum_tokens(len(pre))
-    smallest = kth_largest(at_least, jnp.zeros_like(pre, shape=()))
-    return Support(pre, indices, (pre > 0) & (pre >= smallest))
+    smallest = _smallest(pre, n_kept, view.layout)
+    cut = _cut(pre, (pre > 0) & (pre >= smallest), cap, view.layout)
+    # What tokens at the cap leave out, the others may have.
+    within = jnp.where(pre >= cut[:, None], pre, 0)
+    capped = view.layout.sum_tokens((cut > 0).sum()) > 0
+    smallest = jnp.where(capped, _smallest(within, n_kept, view.layout, capped), smallest)
+    return Support(pre, indices, (within > 0) & (within >= smallest))
+
+
+def _smallest(pre, n_kept, layout, enough=True):
+    """The `n_kept`-th largest of all positive numbers of pre [B, c], over all shards; 0 if there are fewer."""
+    at_least = lambda t: layout.sum_tokens(layout.sum_latents((pre >= t).sum())) >= n_kept
+    return kth_largest(at_least, jnp.zeros_like(pre, shape=()), enough)
+
+
+def _cut(pre, above, cap: int, layout):
+    """The `cap`-th largest of pre [B, c] of each token over all shards, [B]; 0 for all if no token has more `above`."""
+    count = layout.sum_latents(above.sum(1))
+    at_least = lambda t: layout.sum_latents((pre >= t[:, None]).sum(1)) >= cap
+    capped = layout.sum_tokens((count > cap).sum()) > 0
+    cut = kth_largest(at_least, jnp.zeros_like(count, pre.dtype), capped)
+    return jnp.where(count > cap, cut, 0)
+
+
+def _capped(support, spec, layout):
+    """Which tokens [B] have latents above the smallest that the batch keeps, and not all of them."""
+    del spec
+    smallest = layout.min_all(jnp.where(support.mask, support.pre, jnp.inf).min())
+    left_out = (support.pre >= smallest) & ~support.mask
+    return layout.sum_latents(left_out.sum(1)) > 0
 
 
 def _update_extra(extra, min_active, step):
@@ -40,12 +68,19 @@ def _update_extra(extra, min_active, step):
     return {"threshold": old + jnp.where(jnp.isfinite(min_active), weight * (min_active - old), 0)}
 
 
+CAPPED = Count(
+    _capped,
+    limit=0.001,
+    warning=f"tokens asked for more than {SLOTS_PER_K} k latents and lost the smallest of them: give a larger --sae.k",
+)
+
 TYPE = ActivationFunction(
     value=lambda preacts, options: jax.nn.relu(preacts.pre),
     init=lambda key, n, dtype, own: {"threshold": jnp.zeros(n, dtype)},
     support=_support,
     slots=lambda n, k, training: min(n, SLOTS_PER_K * k),
     update_extra=_update_extra,
+    counts={"capped_tokens": CAPPED},
     couples_batch=True,
     value_is_preact=True,
 )

@@ -36,6 +36,17 @@ class ShardView:
     training: bool
 
 
+@dataclass(frozen=True)
+class Count:
+    """What may happen to a token in training. The share of tokens is logged; if it is above `limit`, stderr gets once
+    "(share) of (warning)".
+    """
+
+    each: Callable  # (support, spec, layout) -> [B] which tokens
+    limit: float
+    warning: str
+
+
 def _no_arrays(key, n, dtype, own):
     del key, n, dtype, own
     return {}
@@ -59,6 +70,7 @@ class ActivationFunction:
     views(support, spec, layout)    masks [B, c], one for each reconstruction that training compares, with these
                                     `weights`, the autoencoder's own first; None: only its own
     gate_values(preacts)            values [B, c] of an auxiliary reconstruction of x through a stop-gradient decoder
+    counts                          {metric: Count} of what happens to tokens in training
     penalties                       the sparsity terms that it may have by name, the default first
     update_extra(extra, min_active, step)
                                     its arrays after a step; min_active is the smallest value above 0 of the batch
@@ -77,6 +89,7 @@ class ActivationFunction:
     views: Callable | None = None
     weights: tuple[float, ...] = (1.0,)
     gate_values: Callable | None = None
+    counts: Mapping[str, Count] = field(default_factory=dict)
     penalties: Mapping[str, Penalty] = field(default_factory=dict)
     update_extra: Callable | None = None
     couples_batch: bool = False
