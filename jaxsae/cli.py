@@ -27,6 +27,11 @@ from jaxsae.flags import FLAT
 from jaxsae.run.eval_config import EvalConfig
 from jaxsae.run.harvest_config import HarvestConfig
 
+
+class EvaluationsFailed(Exception):
+    """Some evaluations failed; what the others measured is saved."""
+
+
 Debug = Annotated[bool, tyro.conf.arg(help="Show tracebacks.")]
 
 
@@ -87,7 +92,25 @@ class Eval:
         results = evaluate(path, self.on, self.metrics, self.evaluations, out)
         if processes.is_primary():
             print(table(results))
-            print(f"\nsaved in {out}: eval.json")
+            print(f"\nsaved in {out}: eval.json, eval/report.html")
+        if failed := results.get("failed"):
+            raise EvaluationsFailed("; ".join(f"{name} failed: {reason}" for name, reason in failed.items()))
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Put the evaluations of several folders side by side, on one page."""
+
+    folders: tyro.conf.Positional[tuple[str, ...]]
+    """Run folders, or folders with an eval.json."""
+    out: str = "compare"
+    """Folder to write compare.html into."""
+    debug: Debug = False
+
+    def __call__(self, flags: set[str]):
+        from jaxsae.run.report import compare
+
+        print(f"saved in {compare([Path(folder) for folder in self.folders], Path(self.out))}")
 
 
 @dataclass(frozen=True)
@@ -176,6 +199,7 @@ class Harvest:
 COMMANDS: dict[str, type] = {
     "train": Train,
     "eval": Eval,
+    "compare": Compare,
     "export": Export,
     "prepare": Prepare,
     "harvest": Harvest,

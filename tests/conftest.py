@@ -26,7 +26,7 @@ for name, value in OPTIONS.items():
 # device may wait long for the others; by default XLA aborts after 40 seconds. A program for several devices that is
 # read from the cache may mix up its collectives where the scheduler lets them overlap.
 FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=300"
-FLAGS += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
+FLAGS += " --xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 
 DATA = Path(os.environ.get("JAXSAE_TEST_DATA", Path(__file__).parents[2] / "shared"))

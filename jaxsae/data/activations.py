@@ -24,6 +24,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxsae.distributed.mesh import place
+from jaxsae.distributed.processes import one_by_one
 from jaxsae.errors import BadInput
 from jaxsae.lm.architecture import width
 from jaxsae.lm.model import LM, prefix
@@ -111,7 +112,7 @@ class ActivationBatches:
         source, key = self.source, jax.random.fold_in(self.key, number)
         with jax.set_mesh(self.mesh):
             kept = source.kept(host) if source.masked else None
-            return _shuffle(source.activations(host), kept, key, self.plan, source.first)
+            return one_by_one(_shuffle(source.activations(host), kept, key, self.plan, source.first))
 
     def chunk(self, number: int) -> tuple[jax.Array, ...]:
         """The batches of chunk `number`, [batches, B@data, d] each."""
@@ -132,7 +133,8 @@ class ActivationBatches:
         with jax.set_mesh(self.mesh):
             self._first = self.chunk(0)
             rest = range(1, max(1, -(-rows // (self.plan.batches * self.plan.batch))))
-            return jnp.concatenate([take(self._first[0]), *(take(self.chunk(number)[0]) for number in rest)])[:rows]
+            parts = [one_by_one(take(self._first[0])), *(one_by_one(take(self.chunk(number)[0])) for number in rest)]
+            return jnp.concatenate(parts)[:rows]
 
     def iterate(self, start: int, stop: int) -> Iterator[tuple[jax.Array, ...]]:
         """Batches number `start` to `stop`; the next chunk's host data are read while this chunk is used.

@@ -9,6 +9,14 @@ from jaxsae.errors import BadInput
 # Tokens that a tokenizer has names for.
 SPECIAL = ("bos", "eos", "pad")
 
+# What a name of activations that are made, not read, begins with (synthetic.py).
+SYNTHETIC = "synthetic:"
+
+
+def is_synthetic(activations: str | None) -> bool:
+    """Whether --activations names made activations and no files."""
+    return activations is not None and activations.startswith(SYNTHETIC)
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -19,7 +27,8 @@ class DataConfig:
     """Take only the first so many documents of the text; default: all."""
     activations: str | None = None
     """Train on activations from files instead of a language model's: DIR of .npy, .safetensors, .pt, .npz or .zarr,
-    [rows, d] or [b, T, d]; DIR#KEY if a file holds several arrays."""
+    [rows, d] or [b, T, d]; DIR#KEY if a file holds several arrays. Or on made ones with known features: synthetic:zipf,
+    synthetic:hierarchy, synthetic:correlated, synthetic:mixed."""
     held_out: str | None = None
     """With --activations: a folder of its own to evaluate on; default: the last twentieth of each file."""
     max_norm: float | None = None
@@ -52,8 +61,8 @@ class DataConfig:
         if self.documents is not None and self.documents < 1:
             raise BadInput(f"--documents is {self.documents}: give at least 1")
         for flag, value in (("--held-out", self.held_out), ("--max-norm", self.max_norm)):
-            if value is not None and self.activations is None:
-                raise BadInput(f"{flag} is of activations from files: give --activations, or leave it out")
+            if value is not None and (self.activations is None or is_synthetic(self.activations)):
+                raise BadInput(f"{flag} is of activations from files: give --activations DIR, or leave it out")
         if self.max_norm is not None and not 1 <= self.max_norm < math.inf:
             raise BadInput(f"--max-norm is {self.max_norm}: give a multiple of the median norm, at least 1")
         if self.buffer_batches < 1:

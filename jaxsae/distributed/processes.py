@@ -81,9 +81,6 @@ def start(config: DistributedConfig):
 
 
 def _join(config: DistributedConfig):
-    # On CPUs, programs that do not depend on each other would run side by side, and their collectives in another order
-    # in each process: both would wait for ever.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     # JAX's own handler of SIGTERM would take the place of the training loop's.
     jax.config.update("jax_enable_preemption_service", False)
     address = {}
@@ -134,6 +131,15 @@ def _reach(coordinator: str):
 
 def is_distributed() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def one_by_one(result: T) -> T:
+    """`result` of a program with collectives; waits for it if several processes run on CPUs.
+
+    There programs that do not wait for each other run side by side, and their collectives may wait for ever: each in
+    one process for another one in the next.
+    """
+    return jax.block_until_ready(result) if is_distributed() and jax.default_backend() == "cpu" else result
 
 
 def is_primary() -> bool:

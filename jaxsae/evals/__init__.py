@@ -1,24 +1,62 @@
 """Evaluations by name. Adding one is one file beside this one and one line here; its flags are `--NAME.FLAG`.
 
-standard      reconstruction and downstream loss, which every run ends with
-later_layers  how far the residual stream is from the original, layer by layer
-geometry      which latents are alive, and how near their directions are to one another
-agreement     subject-verb agreement through the autoencoder
+standard            reconstruction and downstream loss, which every run ends with
+compute_equivalent  after how much of its training the language model was as good as with the autoencoder in it
+later_layers        how far the residual stream is from the original, layer by layer
+geometry            which latents are alive, and how near their directions are to one another
+dictionary          cosines of the weights, matches with a second autoencoder, and what a smaller one explains of them
+progressive         TopK(k') and JumpReLU(theta) at test time, for every L0
+refinement          how far the values are from the best ones for the latents that were chosen
+dark_matter         how much of the error, and of its norm, a linear map of the input predicts
+ablation            on how few outputs the ablation of one latent has an effect
+probes              how well single latents answer binary questions about texts
+n2g                 how well patterns of tokens explain latents
+explanations        the language model's loss with latents simulated by such patterns
+first_letter        whether one latent says with which letter a word begins, or others absorb and split that
+agreement           subject-verb agreement through the autoencoder
+synthetic           latents compared with the features that synthetic activations were made of
 """
 
 import jax
 
 from jaxsae.errors import BadInput
-from jaxsae.evals import agreement, geometry, later_layers, standard
+from jaxsae.evals import (
+    ablation,
+    agreement,
+    compute_equivalent,
+    dark_matter,
+    dictionary,
+    explanations,
+    first_letter,
+    geometry,
+    later_layers,
+    n2g,
+    probes,
+    progressive,
+    refinement,
+    standard,
+    synthetic,
+)
 from jaxsae.evals.interface import Evaluation
 from jaxsae.evals.subject import Subject
 from jaxsae.flags import NoFlags, groups
 
 EVALUATIONS: dict[str, Evaluation] = {
     "standard": standard.EVALUATION,
+    "compute_equivalent": compute_equivalent.EVALUATION,
     "later_layers": later_layers.EVALUATION,
     "geometry": geometry.EVALUATION,
+    "dictionary": dictionary.EVALUATION,
+    "progressive": progressive.EVALUATION,
+    "refinement": refinement.EVALUATION,
+    "dark_matter": dark_matter.EVALUATION,
+    "ablation": ablation.EVALUATION,
+    "probes": probes.EVALUATION,
+    "n2g": n2g.EVALUATION,
+    "explanations": explanations.EVALUATION,
+    "first_letter": first_letter.EVALUATION,
     "agreement": agreement.EVALUATION,
+    "synthetic": synthetic.EVALUATION,
 }
 
 EvaluationConfigs = groups("EvaluationConfigs", EVALUATIONS, __name__)

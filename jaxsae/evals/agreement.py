@@ -142,6 +142,11 @@ def _three(lm, sae, pairs, hook):
     return jnp.stack([numbers(logits, pairs) for logits in three])
 
 
+MEANINGS = {
+    "faithfulness": """Share of the model's preference for the right verb form that survives. 1 is perfect, above 1
+    exaggerates. It tests one ability only.""",
+}
+
 EVALUATION = Evaluation(
     run,
     """Pairs of a prefix and two verb forms. m is the mean of logit(right) - logit(wrong) after the prefix, with end of
@@ -151,4 +156,5 @@ EVALUATION = Evaluation(
     Config,
     needs_lm=True,
     check=check,
+    meanings=MEANINGS,
 )

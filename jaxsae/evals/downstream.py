@@ -6,12 +6,23 @@ two distributions, such as KL(original || substituted), at all T.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsae.evals.reconstruction import ratio
 from jaxsae.lm.hooks import parse
 from jaxsae.lm.model import LM, run, suffix
 
-NAMES = ("ce_original", "ce_substituted", "delta_ce", "kl", "ce_recovered", "total_variation", "top1_consistency")
+# Logits that exist at once on a device, a few times over: on CPUs few enough for their caches.
+ON_CPU, ELSEWHERE = 1 << 19, 1 << 26
+
+NAMES = ("ce_original", "ce_substituted", "ce_zero", "delta_ce", "kl", "kl_zero", "ce_recovered")
+NAMES += ("total_variation", "top1_consistency")
+
+
+def contexts_at_once(lm: LM, T: int) -> int:
+    """How many contexts of T tokens a device predicts at once."""
+    logits = ON_CPU if jax.default_backend() == "cpu" else ELSEWHERE
+    return max(1, logits // (T * lm.config.vocab_size))
 
 
 def logits_with(lm: LM, tokens, hook: str, activation):
@@ -25,6 +36,11 @@ def cross_entropy(log_p, tokens):
     """[b, T]: -log p(next token), of log-probabilities [b, T, V]; 0 at the last position, which has no next token."""
     ce = -jnp.take_along_axis(log_p[:, :-1], tokens[:, 1:, None], -1)[..., 0]
     return jnp.pad(ce, ((0, 0), (0, 1)))
+
+
+def predicted(real):
+    """Whether a token that is no padding follows a token that is none, [b, T], from which are none, `real` [b, T]."""
+    return jnp.pad(real[:, :-1] & real[:, 1:], ((0, 0), (0, 1)))
 
 
 def kl(log_p, log_q):
@@ -68,6 +84,7 @@ def losses(lm: LM, tokens, hook: str, x, substitutes: dict, zero=None, kept=None
     original, *new = log_probabilities(lm, tokens, hook, [x, *substitutes.values(), *unknown])
     zero = new.pop() if zero is None else jnp.broadcast_to(zero, original.shape)
     shared = {"ce_original": cross_entropy(original, tokens), "ce_zero": cross_entropy(zero, tokens)}
+    shared["kl_zero"] = kl(original, zero)
     each = {}
     for name, log_q in zip(substitutes, new):
         each[name] = {other: compare(original, log_q) for other, compare in COMPARISONS.items()}
@@ -87,7 +104,31 @@ def metrics(shared: dict, own: dict, predicted: float, tokens: float) -> dict[st
         "ce_original": float(original),
         "ce_substituted": float(substituted),
         "delta_ce": float(substituted - original),
+        "ce_zero": float(zero),
+        "kl_zero": float(shared["kl_zero"] / tokens),
         # None if zeros change nothing, because they are put in nowhere.
         "ce_recovered": ratio(zero - substituted, zero - original),
         **{name: float(own[name] / tokens) for name in COMPARISONS},
     }
+
+
+def compute_equivalent(loss: float, compute, losses) -> float | None:
+    """The compute after which a training run first had `loss`, from its losses [R] after compute [R] (sec. 3.4).
+
+    Interpolated on logarithms of both between the rows around it; rows may come in any order. None for a loss that is
+    outside the table: above that of the least compute, or below all.
+
+        compute_equivalent(2.5, [1, 10, 100], [5, 2.5, 1.25])  # 10.0
+    """
+    compute, losses = np.asarray(compute, np.float64), np.asarray(losses, np.float64)
+    order = np.argsort(compute, kind="stable")
+    compute, losses = compute[order], losses[order]
+    reached = np.flatnonzero(losses <= loss)
+    if not len(reached) or loss > losses[0]:
+        return None
+    at = reached[0]
+    if losses[at] == loss:
+        return float(compute[at])
+    # The row before has a higher loss: it is not reached there.
+    way = np.log(losses[at - 1] / loss) / np.log(losses[at - 1] / losses[at])
+    return float(compute[at - 1] * (compute[at] / compute[at - 1]) ** way)

@@ -19,13 +19,13 @@ from jaxsae.distributed.mesh import replicate
 from jaxsae.errors import BadInput
 from jaxsae.evals import latents
 from jaxsae.evals.interface import Evaluation
-from jaxsae.evals.subject import Subject
+from jaxsae.evals.subject import Subject, in_rows
 from jaxsae.precision import matmul
-from jaxsae.sae.layout import DATA, LATENT, REPLICATED, TOKENS
+from jaxsae.sae.layout import DATA, LATENT, REPLICATED
 from jaxsae.sae.types import SAE
 
-# Rows of the second dictionary whose cosines with the first exist at once.
-BLOCK = 1024
+# Rows of the second dictionary whose cosines with the first exist at once, and cosines in all, on a device.
+BLOCK, COSINES = 1024, 1 << 26
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -42,15 +42,15 @@ def run(subject: Subject, config: Config) -> dict:
     out = {
         "alive": len(indices),
         "alive_fraction": len(indices) / len(frequency),
-        "frequency": _summary(frequency[indices]),
+        "frequency": summary(frequency[indices]),
     }
     rows = directions(subject.sae, indices)
     if len(indices) > 1:
-        out["nearest_other"] = _summary(nearest_other(rows))
+        out["nearest_other"] = summary(nearest_other(rows))
     if config.other is not None and len(indices):
         # Its latents need not divide over the mesh.
         other = replicate(interop.load(config.other), subject.mesh)
-        out["nearest_in_other"] = _summary(nearest(rows, directions(other)))
+        out["nearest_in_other"] = summary(nearest(rows, directions(other)))
     return out
 
 
@@ -97,7 +97,7 @@ def nearest_other(a, block: int = BLOCK):
     return _nearest(a, a, True, block)
 
 
-def _summary(values) -> dict[str, float]:
+def summary(values) -> dict[str, float]:
     """The mean and quantiles of a sample."""
     values = np.asarray(values, np.float64)
     if not len(values):
@@ -108,9 +108,7 @@ def _summary(values) -> dict[str, float]:
 @partial(jax.jit, static_argnames="selection")
 def _counts(sae, x, kept, selection):
     """On how many tokens of x [b, T, d], of those in `kept` [b, T], each latent is active: int32 [n]."""
-    b, T, d = x.shape
-    flat = lambda a, *rest: lax.reshape(a, (b * T, *rest), out_sharding=TOKENS)
-    count = latents.counts(sae, flat(jax.reshard(x, TOKENS), d), flat(kept), selection)
+    count = latents.counts(sae, in_rows(x), in_rows(kept), selection)
     return jax.reshard(count, REPLICATED)
 
 
@@ -120,7 +118,7 @@ def _nearest(a, b, others: bool, block: int):
     mesh = jax.sharding.get_abstract_mesh()
     rows = jnp.pad(a, ((0, -n % mesh.size if mesh.shape else 0), (0, 0)))
     rows = jax.reshard(rows, P((DATA, LATENT))) if mesh.shape else rows
-    block = min(block, m)
+    block = min(block, m, max(1, COSINES * (mesh.size if mesh.shape else 1) // n))
 
     def largest(best, part):
         b, start = part
@@ -150,6 +148,12 @@ def figure(result: dict, path: Path):
     picture.savefig(path, dpi=110)
 
 
+MEANINGS = {
+    "alive_fraction": "Share of latents that fire on this text. More is good; rare ones need more text to be seen.",
+    "nearest_other": "Cosine of each living latent with its nearest neighbour. A second hump near 1 would be copies.",
+    "nearest_in_other": "The same with the latents of a second autoencoder: how far both found the same.",
+}
+
 EVALUATION = Evaluation(
     run,
     """A latent is alive if its value is not 0 on at least one token of those that training read (position 0 included,
@@ -159,4 +163,5 @@ EVALUATION = Evaluation(
     Config,
     check=check,
     figure=figure,
+    meanings=MEANINGS,
 )

@@ -1,7 +1,7 @@
 """What an evaluation is to the rest of the package."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ class Evaluation:
     protocol                how the numbers are measured, in words
     check(subject, config)  raises BadInput if they cannot be measured there
     figure(result, path)    draws what `run` returned; of `standard`, all that eval.json says
+    meanings                {metric: what it means, what is good, what it cannot tell}, for the page
+    apart                   keys of lists that `run` returned, which are written to files of their own, NAME.KEY.json
+                            beside the figures, and not into eval.json
     """
 
     run: Callable[[Subject, Any], dict]
@@ -26,3 +29,5 @@ class Evaluation:
     needs_lm: bool = False
     check: Callable[[Subject, Any], None] = lambda subject, config: None
     figure: Callable[[dict, Path], None] | None = None
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    apart: tuple[str, ...] = ()

@@ -7,18 +7,20 @@ so many of its tokens at a time, so that the pre-activations of all tokens never
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsae.sae import forward
-from jaxsae.sae.layout import LATENTS, TOKENS, Layout
+from jaxsae.sae import activation_functions, forward, sparse
+from jaxsae.sae.decoder import row_norms
+from jaxsae.sae.layout import LATENTS, REPLICATED, TOKENS, Layout
 from jaxsae.sae.normalise import denormalise, normalise
 from jaxsae.sae.select import EXACT, Selection, support
 from jaxsae.sae.sharded import SLOTS, over_mesh
-from jaxsae.sae.types import SAE, partition_specs
+from jaxsae.sae.types import SAE, Code, partition_specs
 
 CHUNK = 4096
 
@@ -58,15 +60,34 @@ def reconstruct_normalised(sae: SAE, x, selection: Selection = EXACT, chunk: int
     """The reconstruction [B@data, d] of normalised x [B@data, d], and the latents with a value above 0 [B@data]."""
 
     def local(layout, sae, x):
-        def of_chunk(x):
-            v, chosen = _values(sae, x, layout, selection)
-            l0 = layout.sum_latents((v > 0).sum(1, dtype=jnp.int32))
-            return forward.reconstruct(used, v, chosen, layout), l0
-
         used = sae.as_used()
-        return in_chunks(of_chunk, chunk, x)
+        return in_chunks(lambda x: _reconstructed(sae, used, x, layout, selection)[:2], chunk, x)
 
     return over_mesh(local, (partition_specs(sae), TOKENS), (TOKENS, TOKENS))(sae, x)
+
+
+def reconstruct_and_count(sae: SAE, x, among, selection: Selection = EXACT, chunk: int = CHUNK):
+    """What `reconstruct_normalised` returns, and sums over the tokens in `among` [B@data] of each latent: how often its
+    value is above 0, int32 [n@latent], and the squared norm of what it writes [n@latent].
+    """
+
+    def local(layout, sae, x, among):
+        def of_chunk(sums, part):
+            x, among = part
+            xhat, l0, v, chosen = _reconstructed(sae, used, x, layout, selection)
+            v = jnp.where(among[:, None], v, 0)
+            return (chosen.count(v > 0, sums[0]), chosen.count(v * v, sums[1])), (xhat, l0)
+
+        used = sae.as_used()
+        zeros = layout.pvary(jnp.zeros_like(sae.b_enc, jnp.int32), jnp.zeros_like(sae.b_enc))
+        # Rows that fill up the last chunk are among none.
+        sums, each = lax.scan(of_chunk, zeros, (_chunks(x, chunk), _chunks(among, chunk)))
+        fired, squares = (layout.sum_tokens(a) for a in sums)
+        written = squares * row_norms(used.W_dec)[:, 0] ** 2
+        return *(a.reshape(-1, *a.shape[2:])[: len(x)] for a in each), fired, written
+
+    where = TOKENS, TOKENS, LATENTS, LATENTS
+    return over_mesh(local, (partition_specs(sae), TOKENS, TOKENS), where)(sae, x, among)
 
 
 def counts(sae: SAE, x, among, selection: Selection = EXACT, chunk: int = CHUNK):
@@ -86,6 +107,30 @@ def counts(sae: SAE, x, among, selection: Selection = EXACT, chunk: int = CHUNK)
     return over_mesh(local, (partition_specs(sae), TOKENS, TOKENS), LATENTS)(sae, x, among)
 
 
+def sums(sae: SAE, x, weights, selection: Selection = EXACT, chunk: int = CHUNK):
+    """Sums of each latent's values over the tokens of x [B@data, d] that have a weight other than 0, [n@latent] each:
+    (the sums weighted by each column of `weights` [B@data, L], those of absolute values, how many are not 0).
+    """
+    x, _, _ = normalise(x, sae.spec.normalise)
+    labels = weights.shape[1]
+
+    def local(layout, sae, x, weights):
+        def of_chunk(totals, part):
+            x, weights = part
+            v, chosen = _values(sae, x, layout, selection)
+            v = jnp.where((weights != 0).any(1, keepdims=True), v, 0)
+            numbers = *(v * weights[:, i, None] for i in range(labels)), jnp.abs(v), v != 0
+            return tuple(map(chosen.count, numbers, totals)), None
+
+        zeros = layout.pvary(*[jnp.zeros_like(sae.b_enc)] * (labels + 2))
+        totals, _ = lax.scan(of_chunk, zeros, (_chunks(x, chunk), _chunks(weights, chunk)))
+        return tuple(map(layout.sum_tokens, totals))
+
+    specs = partition_specs(sae), TOKENS, TOKENS
+    *weighted, absolute, nonzero = over_mesh(local, specs, (LATENTS,) * (labels + 2))(sae, x, weights)
+    return weighted, absolute, nonzero
+
+
 def columns(sae: SAE, x, latents, selection: Selection = EXACT, chunk: int = CHUNK):
     """The values [B@data, A] of the latents numbered `latents` [A] on x [B@data, d], and the scale [B@data] of each
     token, by which what they write is multiplied.
@@ -94,17 +139,89 @@ def columns(sae: SAE, x, latents, selection: Selection = EXACT, chunk: int = CHU
     latents = jnp.asarray(latents, jnp.int32)
 
     def local(layout, sae, x):
-        at = latents - layout.latent_offset(sae.n)
-        here = (at >= 0) & (at < sae.n)
+        at, here = on_shard(latents, layout, sae.n)
 
         def of_chunk(x):
             v, chosen = _values(sae, x, layout, selection)
-            z = _dense(v, chosen, sae.n)[:, jnp.clip(at, 0, sae.n - 1)]
+            z = _dense(v, chosen, sae.n)[:, at]
             return layout.sum_latents(jnp.where(here, z, 0))
 
         return in_chunks(of_chunk, chunk, x)
 
     return over_mesh(local, (partition_specs(sae), TOKENS), TOKENS)(sae, x), scale
+
+
+def code(sae: SAE, x, selection: Selection = EXACT) -> Code:
+    """The code of activations x [B@data, d], the same on all shards of the latents: values and indices [B@data, c], the
+    largest values first.
+
+    c is k if the activation function never uses more; else the largest L0 of all tokens, rounded up to a power of two.
+    That is not known inside jit, so this is called outside.
+    """
+    if activation_functions.get(sae.spec.activation).at_most_k:
+        slots = min(sae.spec.k, sae.n)
+    else:
+        slots = min(sae.n, 1 << (max(1, int(_most(sae, x, selection))) - 1).bit_length())
+    return _code(sae, x, slots, selection)
+
+
+@partial(jax.jit, static_argnames="selection")
+def _most(sae: SAE, x, selection: Selection):
+    """The largest number of latents of a token with a value other than 0, []."""
+    return jax.reshard(_l0(sae, normalise(x, sae.spec.normalise)[0], selection), REPLICATED).max()
+
+
+def _l0(sae: SAE, x, selection: Selection):
+    def local(layout, sae, x):
+        def of_chunk(x):
+            return layout.sum_latents((_values(sae, x, layout, selection)[0] != 0).sum(1, dtype=jnp.int32))
+
+        return in_chunks(of_chunk, CHUNK, x)
+
+    return over_mesh(local, (partition_specs(sae), TOKENS), TOKENS)(sae, x)
+
+
+@partial(jax.jit, static_argnames=("slots", "selection"))
+def _code(sae: SAE, x, slots: int, selection: Selection) -> Code:
+    x, mean, scale = normalise(x, sae.spec.normalise)
+
+    def local(layout, sae, x):
+        def of_chunk(x):
+            v, chosen = _values(sae, x, layout, selection)
+            numbers = jnp.broadcast_to(chosen.numbers(sae.n) + layout.latent_offset(sae.n), v.shape)
+            return _largest(v, numbers, min(slots, v.shape[1]))
+
+        return in_chunks(of_chunk, CHUNK, x)
+
+    of_shards = over_mesh(local, (partition_specs(sae), TOKENS), (SLOTS, SLOTS))(sae, x)
+    v, i = _largest(*(jax.reshard(a, TOKENS) for a in of_shards), slots)
+    return Code(v, jnp.where(v != 0, i, 0), mean, scale)
+
+
+def _largest(v, numbers, count: int):
+    v, at = lax.top_k(v, count)
+    return v, jnp.take_along_axis(numbers, at, -1)
+
+
+def decode(sae: SAE, values, indices, chunk: int = CHUNK):
+    """The normalised reconstruction [B@data, d] of values [B@data, c] of the latents `indices` [B@data, c]."""
+
+    def local(layout, sae, v, i):
+        def of_chunk(v, i):
+            at, here = on_shard(i, layout, sae.n)
+            v, at, W = layout.pvary(jnp.where(here, v, 0), at, used.W_dec)
+            return layout.sum_latents(sparse.decode(W, v, at, v.shape[1])) + used.b_dec
+
+        used = sae.as_used()
+        return in_chunks(of_chunk, chunk, v, i)
+
+    return over_mesh(local, (partition_specs(sae), TOKENS, TOKENS), TOKENS)(sae, values, indices)
+
+
+def on_shard(indices, layout: Layout, n: int):
+    """Indices of latents as rows of this shard's weights, and which of them it has."""
+    at = indices - layout.latent_offset(n)
+    return jnp.clip(at, 0, n - 1), (at >= 0) & (at < n)
 
 
 def in_chunks(function: Callable, rows: int, *arrays):
@@ -134,3 +251,12 @@ def _dense(v, chosen, n: int):
     """Values [B, c] of one shard as [B, n]."""
     number = jnp.broadcast_to(chosen.numbers(n), v.shape)
     return jnp.zeros_like(v, shape=(len(v), n)).at[jnp.arange(len(v))[:, None], number].add(v)
+
+
+def _reconstructed(sae: SAE, used: SAE, x, layout: Layout, selection: Selection):
+    """Reconstruction and L0 of normalised x [B, d], the same on all shards, and this shard's values and support; `used`
+    is `sae.as_used()`.
+    """
+    v, chosen = _values(sae, x, layout, selection)
+    l0 = layout.sum_latents((v > 0).sum(1, dtype=jnp.int32))
+    return forward.reconstruct(used, v, chosen, layout), l0, v, chosen

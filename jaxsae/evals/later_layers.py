@@ -175,6 +175,11 @@ def _batch(lm, sae, tokens, kept, hook, selection):
     return jax.tree.map(lambda a: jax.reshard(a, REPLICATED), out)
 
 
+MEANINGS = {
+    "explained_variance": """How much of the stream at a later place survives. Near 1 is good. It does not say whether
+    what is lost mattered to the output.""",
+}
+
 EVALUATION = Evaluation(
     run,
     """The reconstruction takes the activation's place at every token that training read (not at padding, nor at what
@@ -185,4 +190,5 @@ EVALUATION = Evaluation(
     output as target.""",
     Config,
     needs_lm=True,
+    meanings=MEANINGS,
 )

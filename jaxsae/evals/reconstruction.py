@@ -31,6 +31,25 @@ def squares(x, kept, center: dict):
     return spread, jnp.where(kept[..., None], x - center["all"], 0).sum(0)
 
 
+def quotient(a, b):
+    """a / b for b >= 0, and 0 where b is."""
+    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
+
+
+def similarities(xhat, x) -> dict:
+    """Of reconstructions xhat [..., d] of x [..., d], [...] each: their cosine (0 if one is zero), ||xhat|| / ||x||,
+    ||xhat||^2, and <xhat, x>.
+    """
+    square, of_x, product = (xhat * xhat).sum(-1), (x * x).sum(-1), (xhat * x).sum(-1)
+    norm, of_x = jnp.sqrt(square), jnp.sqrt(of_x)
+    return {
+        "cosine": quotient(product, norm * of_x),
+        "l2_ratio": quotient(norm, of_x),
+        "square": square,
+        "product": product,
+    }
+
+
 def spread_of(square, deviation, tokens):
     """Sum of ||x - E x||^2 over tokens, from their squared distances to a point (`square`, summed) and the sum of their
     differences from it (`deviation` [d]).

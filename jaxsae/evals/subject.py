@@ -73,20 +73,24 @@ class Subject:
         """Whether the autoencoder is put in at every position."""
         return not self.source.masked and self.source.first == 0
 
-    def batches(self, size: int | None = None, title: str = "evaluating") -> Iterator[Batch]:
-        """The contexts in batches of `size`, each context once. All batches have one shape, which divides over the
-        mesh; default: as many contexts as have at most about ROWS rows on each part of the data axis.
+    def batches(
+        self, size: int | None = None, title: str = "evaluating", among: range | None = None
+    ) -> Iterator[Batch]:
+        """The contexts in batches of `size`, each context once; of those numbered `among` if it is given. All batches
+        have one shape, which divides over the mesh; default: as many contexts as have at most about ROWS rows on each
+        part of the data axis.
         """
+        among = range(self.contexts) if among is None else among
         devices = self.mesh.size
         up = lambda contexts: -(-contexts // devices) * devices
         if size is None:
             most = up(max(1, ROWS * self.mesh.shape["data"] // self.source.rows))
             # Batches of like size, so that little is filled up.
-            size = up(-(-self.contexts // -(-self.contexts // most)))
-        size = min(size, self.contexts)
-        starts = range(0, self.contexts, size)
+            size = up(-(-len(among) // max(1, -(-len(among) // most))))
+        size = max(1, min(size, len(among)))
+        starts = range(among.start, among.stop, size)
         for start in tqdm(starts, title, unit="batch", disable=self.quiet, leave=False):
-            yield contexts(self.source, start, min(start + size, self.contexts), up(size), self.mesh)
+            yield contexts(self.source, start, min(start + size, among.stop), up(size), self.mesh)
 
     def activations(self, batch: Batch):
         """The activations [b@data, T, d] of a batch."""
@@ -120,10 +124,31 @@ def contexts(source: Source, start: int, stop: int, length: int, mesh: jax.shard
 
 def by_tokens(function: Callable, x):
     """function(x [B@data, d]) -> results [B@data, ...], of contexts x [b, T, d]: results [b@data, T, ...]."""
-    b, T, d = x.shape
-    flat = lax.reshape(jax.reshard(x, TOKENS), (b * T, d), out_sharding=TOKENS)
-    back = lambda a: lax.reshape(a, (b, T, *a.shape[1:]), out_sharding=TOKENS)
-    return jax.tree.map(back, function(flat))
+    return jax.tree.map(partial(in_contexts, contexts=len(x)), function(in_rows(x)))
+
+
+def in_rows(a):
+    """Contexts [b, T, ...] as their tokens [B@data, ...]."""
+    return lax.reshape(jax.reshard(a, TOKENS), (a.shape[0] * a.shape[1], *a.shape[2:]), out_sharding=TOKENS)
+
+
+def in_contexts(a, contexts: int):
+    """Tokens [B@data, ...] as their `contexts` contexts [b@data, T, ...]."""
+    return lax.reshape(a, (contexts, len(a) // contexts, *a.shape[1:]), out_sharding=TOKENS)
+
+
+@jax.jit
+def flat(x):
+    """Contexts [b, T, ...] as tokens [B@data, ...]."""
+    return lax.reshape(jax.reshard(x, TOKENS), (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=TOKENS)
+
+
+@jax.jit
+def at_positions(x, positions):
+    """The tokens of contexts x [b, T, d] at one position of each [b] (0 for negative ones): [b@data, d]."""
+    x = jax.reshard(x, TOKENS)
+    here = jnp.arange(x.shape[1]) == jnp.maximum(positions, 0)[:, None]
+    return jnp.where(here[..., None], x, 0).sum(1)
 
 
 def reconstruct(sae: SAE, x, selection: Selection = EXACT, kept=None):

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from jaxsae.config import Config
 from jaxsae.data.arrays.opened import width_of
+from jaxsae.data.config import is_synthetic
+from jaxsae.data.synthetic import world_of
 from jaxsae.errors import BadInput
 from jaxsae.lm import architecture, weights
 from jaxsae.lm.hooks import default_hook
@@ -11,6 +13,8 @@ from jaxsae.lm.hooks import default_hook
 
 def width(config: Config) -> int:
     """d of a run's activations. Raises BadInput if neither files nor a language model say it."""
+    if is_synthetic(config.data.activations):
+        return world_of(config.data.activations).width
     if config.data.activations is not None:
         return width_of(config.data.activations)
     lm = lm_config(config)

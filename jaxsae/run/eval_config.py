@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxsae.config import Config, with_fields
+from jaxsae.data.config import is_synthetic
 from jaxsae.errors import BadInput
 
 # Of the run's own data.
@@ -17,7 +18,7 @@ class EvalConfig:
     text: tuple[str, ...] = ()
     """Text sources; default: those of the run."""
     activations: str | None = None
-    """Activations from files, DIR or DIR#KEY, instead of a language model's."""
+    """Activations from files, DIR or DIR#KEY, or synthetic:NAME, instead of a language model's."""
     documents: int | None = None
     """Take only the first so many documents of the text; default: as many as the run, or all of --text."""
     context: int | None = None
@@ -73,14 +74,15 @@ class EvalConfig:
     @property
     def tokens_read(self) -> int | None:
         """How many tokens are read if there are so many; None: all."""
-        return self.tokens or (None if self.brings_data else TOKENS)
+        # There is no end of synthetic activations.
+        return self.tokens or (None if self.brings_data and not is_synthetic(self.activations) else TOKENS)
 
 
 def _on_files(config: Config, activations: str) -> Config:
     """`config` with other activations. What they do not say cannot be left out: positions, tokens."""
     from jaxsae.data.arrays.folder import open_shards
 
-    shard = open_shards(activations)[0]
-    changes = {} if shard.context is not None else {"skip_first": False}
-    changes |= {} if shard.tokens is not None else {"skip_tokens": ()}
+    shard = None if is_synthetic(activations) else open_shards(activations)[0]
+    changes = {} if shard and shard.context is not None else {"skip_first": False}
+    changes |= {} if shard and shard.tokens is not None else {"skip_tokens": ()}
     return with_fields(config, activations=activations, held_out=None, **changes)

@@ -18,16 +18,15 @@ from jaxsae.lm.weights import find_folder, read_config
 from jaxsae.run import folder as folders
 from jaxsae.run import identity, places
 from jaxsae.run.eval_config import EvalConfig
-from jaxsae.run.folder import EVAL, MANIFEST, SUMMARY
+from jaxsae.run.folder import MANIFEST, SUMMARY
 from jaxsae.run.inputs import EVAL_SEED, RunInputs, open_inputs
+from jaxsae.run.report import FAILED
+from jaxsae.run.results import save
 from jaxsae.run.saved import config_of, export_of, fingerprints_of, restore
 from jaxsae.sae.types import SAE
 from jaxsae.scaling import flops
 from jaxsae.training.export import finished
 from jaxsae.training.step import TrainState
-
-# Two evaluations of one folder that agree in these measure the same thing, and their results go into one file.
-SAME_EVALUATION = ("step", "data_fingerprint", "eval_split", "eval_tokens", "eval_context")
 
 
 def evaluate(
@@ -50,26 +49,28 @@ def evaluate(
     for name in asked:
         evals.check(name, subject, flags)
     results = {"data_fingerprint": subject.source.fingerprint, **measure(subject, asked, flags)}
+    processes.on_primary(partial(save, results, asked, folder, out))
+    return _without_lists(results, asked)
 
-    def write():
-        out.mkdir(parents=True, exist_ok=True)
-        # Another folder may hold the results of another autoencoder.
-        before = folders.read(out / EVAL) if out == folder else {}
-        same = all(before.get(fact) == results[fact] for fact in SAME_EVALUATION)
-        folders.write(out / EVAL, before | results if same else results)
-        for name in asked:
-            if draw := evals.EVALUATIONS[name].figure:
-                draw(results if name == "standard" else results[name], out / f"{name}.png")
 
-    processes.on_primary(write)
-    return results
+def _without_lists(results: dict, names: tuple[str, ...]) -> dict:
+    """Results as eval.json has them."""
+    apart = {name: evals.EVALUATIONS[name].apart for name in names}
+    short = lambda name, value: {key: v for key, v in value.items() if key not in apart.get(name, ())}
+    return {name: short(name, value) if isinstance(value, dict) else value for name, value in results.items()}
 
 
 def measure(subject: Subject, names: tuple[str, ...] = ("standard",), flags=None) -> dict:
     """What eval.json says of evaluations: the standard metrics flat, the others one object each."""
     results = {name: value for name, value in subject.facts.items() if name != "mse_scale"}
     for name in names:
-        result = evals.measure(name, subject, flags)
+        try:
+            result = evals.measure(name, subject, flags)
+        except Exception as error:  # the others go on
+            if len(names) == 1 or processes.is_distributed():
+                raise
+            results.setdefault(FAILED, {})[name] = f"{type(error).__name__}: {error}"
+            continue
         if name == "standard":
             results |= result
         else:

@@ -15,8 +15,9 @@ from jaxsae.data import text
 from jaxsae.data.activations import Source, TextSource
 from jaxsae.data.arrays.folder import open_shards, origin_of
 from jaxsae.data.arrays.opened import open_files
-from jaxsae.data.config import DataConfig
+from jaxsae.data.config import DataConfig, is_synthetic
 from jaxsae.data.files import FileSource
+from jaxsae.data.synthetic import SyntheticSource, world_of
 from jaxsae.data.tokens import Prepared, TokenContexts, default_cache, open_text, tokenised
 from jaxsae.distributed.mesh import replicate
 from jaxsae.distributed.processes import is_primary, primary_first
@@ -52,7 +53,8 @@ def with_origin(config: Config) -> Config:
 
     Other activations, and text, leave it as it is. A hook point or a language model that is given stays.
     """
-    origin = config.data.activations and origin_of(open_shards(config.data.activations)[0])
+    where = config.data.activations
+    origin = None if where is None or is_synthetic(where) else origin_of(open_shards(where)[0])
     if not origin:
         return config
     default = LMConfig()
@@ -76,9 +78,22 @@ def open_inputs(
 
     Raises BadInput for a model or data that cannot be used.
     """
+    if is_synthetic(data.activations):
+        return _from_world(data, choose_mesh, check, check_identity)
     if data.activations is not None:
         return _from_files(lm, data, choose_mesh, check, check_identity)
     return _from_text(lm, data, choose_mesh, check, check_identity, need)
+
+
+def _from_world(data: DataConfig, choose_mesh, check, check_identity) -> RunInputs:
+    if data.skip_tokens:
+        raise BadInput("--skip-tokens leaves out tokens of text, and synthetic activations have none: leave it out")
+    check(None, "")
+    world = world_of(data.activations)
+    source = lambda split, seed: SyntheticSource(world, split, seed)
+    fingerprints = {"activations": source("train", None).fingerprint}
+    check_identity(fingerprints)
+    return RunInputs(choose_mesh(world.width), world.width, fingerprints, source)
 
 
 def _from_files(lm: LMConfig, data: DataConfig, choose_mesh, check, check_identity) -> RunInputs:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from jaxsae import config as configs
 from jaxsae.config import Config
+from jaxsae.data.config import is_synthetic
 from jaxsae.data.tokens import default_cache
 from jaxsae.errors import BadInput
 from jaxsae.io import atomic
@@ -71,11 +72,12 @@ def check_found(config: Config, whose: str):
 def _with_paths(config: Config, change: Callable[[str], str]) -> Config:
     """`config` with `change(path)` in place of every path in it."""
     lm, data, start = config.lm.lm, config.data, config.training.init_from
+    made = is_synthetic(data.activations)
     return configs.with_fields(
         config,
         lm=change(lm) if _is_model_folder(lm) else lm,
         text=tuple(map(partial(_changed_source, change=change), data.text)),
-        activations=data.activations and change(data.activations),
+        activations=data.activations if made else data.activations and change(data.activations),
         held_out=data.held_out and change(data.held_out),
         init_from=start and change(start),
     )

@@ -5,6 +5,9 @@ from jaxsae import config as configs
 from jaxsae.config import Config
 from jaxsae.run.places import without_places
 
+# More objects than these beside each other are not printed.
+OBJECTS = 8
+
 
 def about(config: Config, facts: dict, mse_scale: float, summary: dict) -> dict:
     """What `jaxsae.describe` says. No time and no place, so that equal runs export equal bytes on every machine.
@@ -91,10 +94,12 @@ def _short(value) -> str:
 
 
 def _tree(values: dict, depth: int) -> list[str]:
-    """Nested numbers as indented lines; what is no number is left to the file."""
+    """Nested numbers as indented lines; what is no number, and long lists of objects, are left to the file."""
     lines = []
     for name, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and sum(isinstance(inner, dict) for inner in value.values()) > OBJECTS:
+            lines.append(f"{'  ' * depth + name:<44}{f'{len(value)} in eval.json':>15}")
+        elif isinstance(value, dict):
             lines += [f"{'  ' * depth}{name}", *_tree(value, depth + 1)]
         elif isinstance(value, int | float):
             lines.append(f"{'  ' * depth + name:<44}{_short(value):>15}")

@@ -78,7 +78,7 @@ def _train(folder: Path, config: Config, asked: Collection[str]) -> dict:
 
     def step(state: TrainState, batch, number: int):
         with jax.set_mesh(inputs.mesh):
-            return program.train_step(state, batch, number, lm)
+            return processes.one_by_one(program.train_step(state, batch, number, lm))
 
     with ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", config.log.keep_checkpoints))

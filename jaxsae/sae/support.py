@@ -50,7 +50,7 @@ class Support:
         return sparse.decode(W, v, self.indices, self.n_used())
 
     def count(self, active, zeros):
-        """How often each latent is active [B, c], added to `zeros` [n]."""
+        """How often each latent is active [B, c] (of numbers: their sums), added to `zeros` [n]."""
         return zeros.at[self.indices].add(active.astype(zeros.dtype))
 
     def numbers(self, n: int):

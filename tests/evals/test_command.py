@@ -110,7 +110,7 @@ def test_a_longer_context_than_trained_on_is_measured_by_position(run, tmp_path,
     assert np.mean(have["kl_by_position"]) == pytest.approx(have["kl"])
     assert have["delta_ce_by_position"][-1] is None
     assert np.mean(have["delta_ce_by_position"][:-1]) == pytest.approx(have["delta_ce"])
-    assert (tmp_path / "standard.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "eval" / "standard.png").read_bytes().startswith(b"\x89PNG")
     assert main(["eval", str(run), "--context", "65"]) == 2
     assert "--context is 65" in (error := capsys.readouterr().err) and "64 positions" in error
 
@@ -140,13 +140,19 @@ def test_what_training_left_out_evaluation_leaves_as_it_was(run, tiny_lm, tmp_pa
 
 
 def test_every_evaluation_that_can_be_computed(run, tmp_path, capsys):
-    have = evaluated(run, tmp_path, "--metrics", "all", "--later-layers.batch", "5")
+    few = ["--ablation.tokens", "2", "--ablation.positions", "4", "--n2g.latents", "3", "--explanations.latents", "8"]
+    few += ["--dictionary.meta-steps", "2", "--probes.texts", "20", "--first-letter.words", "40"]
+    have = evaluated(run, tmp_path, "--metrics", "all", "--later-layers.batch", "5", *few)
     assert {"standard", "agreement"}.isdisjoint(have) and have["nmse"] > 0
-    for name in ("later_layers", "geometry"):
-        assert have[name]["tokens"] == 320 and len(have[name]["protocol"]) > 80
+    for name in ("later_layers", "geometry", "refinement", "n2g", "explanations", "ablation"):
+        assert have[name]["tokens"] == (2 if name == "ablation" else 320) and len(have[name]["protocol"]) > 80
     assert list(have["later_layers"])[1:-1] == ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
     assert "agreement is left out: --metrics agreement needs --agreement.pairs" in capsys.readouterr().out
-    assert (tmp_path / "geometry.png").exists()
+    assert (tmp_path / "eval" / "geometry.png").exists()
+    # What is not a number stands beside eval.json.
+    explained = json.loads((tmp_path / "eval" / "n2g.explanations.json").read_text())
+    assert len(explained) == have["n2g"]["latents"] == 3 and "explanations" not in have["n2g"]
+    assert all(item["trie"].keys() and item["latent"] in range(64) for item in explained)
     alone = evaluated(run, tmp_path / "alone", "--metrics", "geometry")
     assert "nmse" not in alone and alone["geometry"] == have["geometry"]
 

@@ -143,10 +143,10 @@ def test_a_substitute_at_one_position_leaves_the_losses_before_it(x64):
 
 
 def test_metrics_are_means_and_a_ratio():
-    shared = {"ce_original": 20.0, "ce_zero": 60.0}
+    shared = {"ce_original": 20.0, "ce_zero": 60.0, "kl_zero": 24.0}
     own = {"ce_substituted": 30.0, "kl": 8.0, "total_variation": 4.0, "top1_consistency": 12.0}
     have = downstream.metrics(shared, own, 10, 16)
     want = {"ce_original": 2, "ce_substituted": 3, "delta_ce": 1, "kl": 0.5, "ce_recovered": 0.75}
-    want |= {"total_variation": 0.25, "top1_consistency": 0.75}
+    want |= {"total_variation": 0.25, "top1_consistency": 0.75, "ce_zero": 6, "kl_zero": 1.5}
     assert have == want
     assert downstream.metrics(shared, own, 0, 16)["kl"] is None

@@ -13,6 +13,7 @@ from jaxsae.evals import latents
 from jaxsae.evals.subject import reconstruct
 from jaxsae.sae import activation_functions
 from jaxsae.sae.layout import TOKENS
+from jaxsae.sae.normalise import denormalise
 from jaxsae.sae.types import Spec
 from tests.evals.subjects import MESHES, placed, random_sae
 from tests.marks import slow
@@ -41,6 +42,7 @@ def everything(sae, x, among, chunk):
         "xhat": latents.reconstruct(sae, x, chunk=chunk),
         "l0": latents.reconstruct_normalised(sae, x, chunk=chunk)[1],
         "counts": latents.counts(sae, x, among, chunk=chunk),
+        "counted": latents.reconstruct_and_count(sae, x, among, chunk=chunk),
         "columns": columns,
         "scale": scale,
     }
@@ -59,8 +61,23 @@ def test_every_family_equals_encode_and_decode_on_every_mesh(x64, activation, me
     np.add.at(dense, (np.arange(len(z))[:, None], have["numbers"]), have["values"])
     np.testing.assert_allclose(dense, z, atol=1e-12)
     np.testing.assert_allclose(have["xhat"], jaxsae.decode(sae, code), atol=1e-12)
+    with jax.set_mesh(grid):
+        again = latents.code(placed(grid, sae), jax.reshard(x, TOKENS))
+        values, numbers = np.asarray(again.values), np.asarray(again.indices)
+        xhat = jax.jit(latents.decode, static_argnames="chunk")(placed(grid, sae), again.values, again.indices, chunk)
+    assert (np.diff(values) <= 0).all() and values.shape[1] < 2 * code.values.shape[1]
+    dense = np.zeros_like(z)
+    np.add.at(dense, (np.arange(len(z))[:, None], numbers), values)
+    np.testing.assert_allclose(dense, z, atol=1e-12)
+    np.testing.assert_allclose(denormalise(np.asarray(xhat), again.mean, again.scale), have["xhat"], atol=1e-12)
     np.testing.assert_array_equal(have["l0"], (z > 0).sum(1))
     np.testing.assert_array_equal(have["counts"], (z[among] != 0).sum(0))
+    xhat, l0, fired, written = have["counted"]
+    np.testing.assert_array_equal(xhat, have["xhat"])
+    np.testing.assert_array_equal(l0, have["l0"])
+    np.testing.assert_array_equal(fired, (z[among] > 0).sum(0))
+    rows = np.asarray(sae.as_used().W_dec)
+    np.testing.assert_allclose(written, (np.maximum(z[among], 0) ** 2).sum(0) * (rows**2).sum(1), atol=1e-10)
     np.testing.assert_allclose(have["columns"], z[:, SOME], atol=1e-12)
     assert (have["scale"] == 1).all()
 

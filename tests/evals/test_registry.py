@@ -14,7 +14,9 @@ from tests.evals.subjects import on_files, random_sae
 def test_names():
     assert evals.chosen(("geometry", "standard", "geometry")) == ("standard", "geometry")
     assert evals.chosen(("all",)) == tuple(evals.EVALUATIONS)
-    with pytest.raises(jaxsae.BadInput, match="--metrics loss is unknown: allowed are all, standard, later_layers"):
+    with pytest.raises(
+        jaxsae.BadInput, match="--metrics loss is unknown: allowed are all, standard, compute_equivalent"
+    ):
         evals.chosen(("standard", "loss"))
 
 

@@ -16,7 +16,10 @@ from tests.lm import tiny
 from tests.sae import dense
 
 OF_LM = ("ce_original", "ce_substituted", "delta_ce", "kl", "ce_recovered", "total_variation", "top1_consistency")
-OF_LM += ("delta_ce_se", "kl_se")
+OF_LM += ("ce_zero", "kl_zero")
+OF_LM += ("delta_ce_se", "kl_se", "ce_recovered_se", "total_variation_se", "top1_consistency_se")
+# Rows whose mean explained_variance_per_token takes for the mean of all.
+FIRST_ROWS = 2048
 
 
 @partial(jax.jit, static_argnames="hook")
@@ -59,19 +62,58 @@ def reconstruction_by_loop(sae, x, skip, kept=None):
     error, spread = of_kept(normal - xhat), of_kept(normal - normal[kept].mean(0))
     active = np.where(kept, (z > 0).sum(1).reshape(kept.shape), 0)
     nmse = error.sum() / spread.sum()
-    of_contexts = error.sum(1) - nmse * spread.sum(1)
+    error_se = lambda error, spread, ratio: np.sqrt(len(x)) * (error - ratio * spread).sum(1).std(ddof=1) / spread.sum()
+    out = xhat * scale + mean
+    first = max(1, FIRST_ROWS // x.shape[1])
+    raw_error, raw_spread = of_kept(x - out), of_kept(x - x[kept].mean(0))
+    from_first = ((x - x[:first][kept[:first]].mean(0)) ** 2).sum(-1)[kept]
+    fvu = raw_error.sum() / raw_spread.sum()
+    norms, out_norms = (np.linalg.norm(a, axis=-1) for a in (x, out))
+    each = {"l0": active, "cosine": np.where(kept, (x * out).sum(-1) / norms / out_norms, 0)}
+    each["l2_ratio"] = np.where(kept, out_norms / norms, 0)
     values = {
         "loss": MSE_SCALE * error.sum() / kept.sum() / x.shape[-1],
         "nmse": nmse,
-        "l0": active.sum() / kept.sum(),
-        "fvu": of_kept(x - xhat * scale - mean).sum() / of_kept(x - x[kept].mean(0)).sum(),
-        "nmse_se": np.sqrt(len(x)) * of_contexts.std(ddof=1) / spread.sum(),
+        "nmse_se": error_se(error, spread, nmse),
+        "fvu": fvu,
+        "fvu_se": error_se(raw_error, raw_spread, fvu),
+        "explained_variance": 1 - fvu,
+        "explained_variance_per_token": (1 - raw_error[kept] / from_first).mean(),
+        "relative_reconstruction_bias": (out[kept] ** 2).sum() / (x * out)[kept].sum(),
     }
-    by_position = {
+    for name, a in each.items():
+        values |= {name: a.sum() / kept.sum(), f"{name}_se": standard_error(a.sum(1), kept.sum(1))}
+    if skip:
+        return values
+    return values | {
         "nmse_by_position": or_none(error.sum(0), np.where(kept.any(0), spread.sum(0), 0)),
         "l0_by_position": or_none(active.sum(0), kept.sum(0)),
+        **distributions_by_loop(z[kept.ravel()], np.asarray(sae.W_dec), active[kept], x.shape[-1]),
     }
-    return values if skip else values | by_position
+
+
+def distributions_by_loop(z, W, l0, d):
+    """Of the codes z [tokens, n] of the tokens that count, and the L0 of these."""
+    density = (z > 0).mean(0)
+    alive = density > 0
+    importance = np.log10((z**2).mean(0)[alive] * (W**2).sum(1)[alive])
+    edges = {"density": np.linspace(-8, 0, 33), "importance": np.linspace(importance.min(), importance.max(), 33)}
+    values = {"density": np.log10(density[alive]), "importance": importance}
+    out = {"eval_dead_fraction": (density == 0).mean(), "densest_d": np.sort(density)[::-1][:d].mean()}
+    for percent in (1, 10):
+        over = [share for share in density if share > percent / 100]
+        out[f"freq_over_{percent}_percent"] = len(over) / len(density)
+        out[f"normalized_freq_over_{percent}_percent"] = sum(over) / density.sum()
+    for name in edges:
+        counts = np.histogram(values[name], edges[name])[0]
+        if name == "importance":
+            # Rounding may move the smallest and the largest out of the range of another computation of them.
+            counts = np.histogram(np.clip(values[name], edges[name][0], edges[name][-1]), edges[name])[0]
+        out |= {f"{name}_histogram": counts.tolist(), f"{name}_histogram_edges": edges[name].tolist()}
+    for q in (5, 25, 50, 75, 95):
+        out[f"l0_q{q:02}"] = sorted(l0)[max(int(np.ceil(q / 100 * len(l0))) - 1, 0)]
+    counts = [int((l0 == value).sum()) for value in range(int(l0.max()) + 1)]
+    return out | {"l0_histogram": counts, "l0_histogram_edges": list(range(len(counts) + 1))}
 
 
 def downstream_by_loop(lm, sae, tokens, hook, x, skip, kept=None, real=None):
@@ -105,9 +147,19 @@ def downstream_by_loop(lm, sae, tokens, hook, x, skip, kept=None, real=None):
     recovered, delta = (zero - substituted) / (zero - original), ce["substituted"] - ce["original"]
     p, q = (np.exp(log_p[name])[counts] for name in ("original", "substituted"))
     variation, same = np.abs(p - q).sum(-1).mean() / 2, (p.argmax(-1) == q.argmax(-1)).mean()
-    errors = standard_error(delta.sum(1), predicted.sum(1)), standard_error(kl.sum(1), counts.sum(1))
+    each = lambda of_log_p: np.where(counts, of_log_p, 0)
+    both = log_p["original"], log_p["substituted"]
+    variations = each(np.abs(np.exp(both[0]) - np.exp(both[1])).sum(-1) / 2)
+    consistent = each(both[0].argmax(-1) == both[1].argmax(-1))
+    of_counts = [standard_error(a.sum(1), counts.sum(1)) for a in (kl, variations, consistent)]
+    gained = (ce["zero"] - ce["original"]).sum(1)
+    left = (ce["zero"] - ce["substituted"]).sum(1) - recovered * gained
+    recovered_se = np.sqrt(len(left)) * left.std(ddof=1) / gained.sum()
+    errors = standard_error(delta.sum(1), predicted.sum(1)), of_counts[0], recovered_se, *of_counts[1:]
     mean_kl = kl.sum() / counts.sum()
-    values = original, substituted, substituted - original, mean_kl, recovered, variation, same, *errors
+    p, q = (log_p[name][counts] for name in ("original", "zero"))
+    kl_zero = (np.exp(p) * (p - q)).sum(-1).mean()
+    values = original, substituted, substituted - original, mean_kl, recovered, variation, same, zero, kl_zero, *errors
     out = dict(zip(OF_LM, values, strict=True))
     if skip:
         return out
@@ -203,7 +255,8 @@ def test_several_batches_are_one_mean(x64):
     assert len(list(subject.batches())) == 2
     have = measure("standard", subject)
     want = reconstruction_by_loop(sae, x, 0)
-    np.testing.assert_allclose(have["nmse_se"], want.pop("nmse_se"), rtol=1e-2)
+    for name in ("nmse_se", "fvu_se"):
+        np.testing.assert_allclose(have[name], want.pop(name), rtol=1e-2)
     assert_equal(have, want | downstream_by_loop(lm, sae, tokens, hook, x, 0), rtol=1e-9)
 
 

@@ -63,7 +63,7 @@ def test_every_device_runs_the_language_model_on_its_own_contexts(mesh):
     with jax.set_mesh(subject.mesh):
         x = subject.activations(batch)
         assert x.shape[0] == 16
-        rest = batch.kept, standard._centers(x, batch.kept, "unit_norm"), subject.lm, *subject.text(batch)
+        rest = batch.kept, standard._centers(x, batch.kept, "unit_norm", 16), subject.lm, *subject.text(batch)
         lower = partial(standard._per_token.lower, {"exported": subject.sae}, x, *rest)
         text = lower(subject.hook, subject.selection).compile().as_text()
     logits = {line.split("[")[1].split("]")[0] for line in text.split() if line.startswith("f32[")}

@@ -72,7 +72,7 @@ def test_an_autoencoder_of_harvested_activations_is_evaluated_on_text(harvested,
     flags = f"--activations {harvested[0]}#{HOOKS[0]} --cache {cache} --sae.n 64 --sae.k 4 --batch-size 64 --mesh 1 1"
     assert main(["train", "--run", str(run), *flags.split(), "--tokens", "4096"]) == 0
     about = jaxsae.describe(run)
-    assert (about["hook"], about["lm"], about["context"]) == (HOOKS[0], str(tiny_lm), 16)
+    assert (about["hook"], about["lm"], about["context"]) == (HOOKS[0], f"./{tiny_lm.name}", 16)
     text = ["--lm", str(tiny_lm), "--text", str(tiny_text), "--split", "held_out", "--tokens", "2048"]
     assert main(["eval", str(run), *text]) == 0
     assert json.loads((run / "eval.json").read_text())["kl"] > 0
