@@ -62,11 +62,6 @@ def parse(source: str) -> Named:
     return Named(kind, name, config, split or "train", column or None)
 
 
-def is_path(source: str) -> bool:
-    """Whether a text source is a file, a folder, or a pattern of files, after `tokens:` if it begins so."""
-    return parse(source).kind == "files"
-
-
 def are_ids(sources: Sequence[str]) -> bool:
     """Whether the sources hold token ids. Raises BadInput if only some do."""
     kinds = {parse(source).ids for source in sources}

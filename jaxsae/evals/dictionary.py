@@ -10,11 +10,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxsae import interop
-from jaxsae.distributed.mesh import replicate
 from jaxsae.errors import BadInput
 from jaxsae.evals import matching, meta_structure
-from jaxsae.evals.geometry import directions, nearest, nearest_other, summary
+from jaxsae.evals.geometry import check_other, directions, directions_of, nearest, nearest_other, summary
 from jaxsae.evals.interface import Evaluation
 from jaxsae.evals.meta_structure import Training
 from jaxsae.evals.subject import Subject
@@ -58,8 +56,7 @@ def run(subject: Subject, config: Config) -> dict:
     if sae.W_enc.shape == sae.W_dec.shape:
         out["encoder_decoder_cosine"] = _distribution(_encoder_decoder(sae))
     if config.other is not None:
-        # Its latents need not divide over the mesh.
-        other = directions(replicate(interop.load(config.other), subject.mesh))
+        other = directions_of(config.other, subject)
         out["matching"] = compare(rows, other.astype(rows.dtype))
     if config.meta_steps and sae.n >= 4 * config.meta_k:
         out["meta_structure"] = _meta_structure(rows, Training(config.meta_k, config.meta_steps), quiet)
@@ -67,12 +64,8 @@ def run(subject: Subject, config: Config) -> dict:
 
 
 def check(subject: Subject, config: Config):
-    """Raises BadInput for a second autoencoder that is not there or has another width."""
-    if config.other is None:
-        return
-    _, d = interop.shape(config.other)
-    if d != subject.sae.d:
-        raise BadInput(f"--dictionary.other {config.other} has width {d}, and this autoencoder {subject.sae.d}")
+    """Raises BadInput for a second autoencoder that cannot be compared."""
+    check_other(subject, "--dictionary.other", config.other)
 
 
 def compare(rows, other) -> dict:

@@ -48,19 +48,27 @@ def run(subject: Subject, config: Config) -> dict:
     if len(indices) > 1:
         out["nearest_other"] = summary(nearest_other(rows))
     if config.other is not None and len(indices):
-        # Its latents need not divide over the mesh.
-        other = replicate(interop.load(config.other), subject.mesh)
-        out["nearest_in_other"] = summary(nearest(rows, directions(other)))
+        out["nearest_in_other"] = summary(nearest(rows, directions_of(config.other, subject)))
     return out
 
 
 def check(subject: Subject, config: Config):
-    """Raises BadInput for a second autoencoder that is not there or has another width."""
-    if config.other is None:
+    """Raises BadInput for a second autoencoder that cannot be compared."""
+    check_other(subject, "--geometry.other", config.other)
+
+
+def check_other(subject: Subject, flag: str, path: str | None):
+    """Raises BadInput for a second autoencoder at `path`, of a flag, that is not there or has another width."""
+    if path is None:
         return
-    _, d = interop.shape(config.other)
+    _, d = interop.shape(path)
     if d != subject.sae.d:
-        raise BadInput(f"--geometry.other {config.other} has width {d}, and this autoencoder {subject.sae.d}")
+        raise BadInput(f"{flag} {path} has width {d}, and this autoencoder {subject.sae.d}")
+
+
+def directions_of(path: str, subject: Subject):
+    """Unit decoder rows [m, d] of a second autoencoder, on every device: m need not divide over the mesh."""
+    return directions(replicate(interop.load(path), subject.mesh))
 
 
 def frequencies(subject: Subject) -> np.ndarray:

@@ -5,9 +5,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from jaxsae.lm.parallel import on_contexts
 from jaxsae.precision import matmul
@@ -28,6 +25,8 @@ def match(a, b, all_pairs: int = ALL_PAIRS, nearest: int = NEAREST):
     Hungarian algorithm's min(n, m) pairs. Of more, only pairs count of which one is among the `nearest` rows of the
     other, and rows may stay alone.
     """
+    from scipy.optimize import linear_sum_assignment
+
     if len(a) * len(b) <= all_pairs:
         cosines = np.asarray(_cosines(a, b), np.float64)
         rows, columns = linear_sum_assignment(cosines, maximize=True)
@@ -36,6 +35,9 @@ def match(a, b, all_pairs: int = ALL_PAIRS, nearest: int = NEAREST):
 
 
 def _match_nearest(a, b, nearest: int):
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
     n, m = len(a), len(b)
     (to_b, value_b), (to_a, value_a) = nearest_rows(a, b, min(nearest, m)), nearest_rows(b, a, min(nearest, n))
     rows = np.concatenate([np.repeat(np.arange(n), to_b.shape[1]), to_a.ravel()])

@@ -49,15 +49,10 @@ def evaluate(
     for name in asked:
         evals.check(name, subject, flags)
     results = {"data_fingerprint": subject.source.fingerprint, **measure(subject, asked, flags)}
-    processes.on_primary(partial(save, results, asked, folder, out))
-    return _without_lists(results, asked)
-
-
-def _without_lists(results: dict, names: tuple[str, ...]) -> dict:
-    """Results as eval.json has them."""
-    apart = {name: evals.EVALUATIONS[name].apart for name in names}
-    short = lambda name, value: {key: v for key, v in value.items() if key not in apart.get(name, ())}
-    return {name: short(name, value) if isinstance(value, dict) else value for name, value in results.items()}
+    measured = [name for name in asked if name in results]
+    lists = {f"{name}.{key}": results[name].pop(key) for name in measured for key in evals.EVALUATIONS[name].apart}
+    processes.on_primary(partial(save, results, lists, asked, folder, out))
+    return results
 
 
 def measure(subject: Subject, names: tuple[str, ...] = ("standard",), flags=None) -> dict:

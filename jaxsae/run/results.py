@@ -15,27 +15,25 @@ from jaxsae.run.report import FAILED, FIGURES, write_report
 SAME_EVALUATION = ("step", "data_fingerprint", "eval_split", "eval_tokens", "eval_context")
 
 
-def save(results: dict, names: Sequence[str], folder: Path, out: Path) -> dict:
+def save(results: dict, lists: dict[str, list], names: Sequence[str], folder: Path, out: Path) -> dict:
     """Write the `results` of the evaluations `names` of what is in `folder` into `out`; returns what eval.json says.
 
-    What eval.json says of the same weights on the same tokens stays in it.
+    What eval.json says of the same weights on the same tokens stays in it. `lists` {NAME.KEY: list} get a file each.
     """
     (out / FIGURES).mkdir(parents=True, exist_ok=True)
-    done = [name for name in names if name not in results.get(FAILED, {})]
-    results = dict(results)
-    for name in done:
-        for key in evals.EVALUATIONS[name].apart:
-            results[name] = dict(results[name])
-            # One item in a line.
-            lines = ",\n".join(map(json.dumps, results[name].pop(key)))
-            atomic.write_text(out / FIGURES / f"{name}.{key}.json", f"[\n{lines}\n]\n")
+    for name, items in lists.items():
+        # One item in a line.
+        lines = ",\n".join(map(json.dumps, items))
+        atomic.write_text(out / FIGURES / f"{name}.json", f"[\n{lines}\n]\n")
     # Another folder may hold the results of another autoencoder.
     before = folders.read(out / EVAL) if out == folder else {}
     before.pop(FAILED, None)
     same = all(before.get(fact) == results[fact] for fact in SAME_EVALUATION)
     results = before | results if same else results
     folders.write(out / EVAL, results)
-    for name in done:
+    for name in names:
+        if name in results.get(FAILED, {}):
+            continue
         if draw := evals.EVALUATIONS[name].figure:
             draw(results if name == "standard" else results[name], out / FIGURES / f"{name}.png")
     if "nmse" in results:

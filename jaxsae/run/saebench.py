@@ -25,7 +25,7 @@ def core(results: dict) -> dict:
     weights = results.get("dictionary", {})
     kl, kl_zero = number("kl"), number("kl_zero")
     tokens = results["eval_tokens"]
-    text = results.get("eval_text")
+    text, dead = results.get("eval_text"), results.get("eval_dead_fraction")
     metrics = {
         "model_behavior_preservation": {
             "kl_div_score": (kl_zero - kl) / kl_zero if kl_zero > 0 else MISSING,
@@ -59,7 +59,7 @@ def core(results: dict) -> dict:
             "normalized_freq_over_10_percent": number("normalized_freq_over_10_percent"),
             "average_max_encoder_cosine_sim": weights.get("max_encoder_cosine", {}).get("mean", MISSING),
             "average_max_decoder_cosine_sim": weights.get("max_cosine", {}).get("mean", MISSING),
-            "frac_alive": 1 - results["eval_dead_fraction"],
+            "frac_alive": MISSING if dead is None else 1 - dead,
         },
     }
     return {

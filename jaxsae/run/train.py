@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from jaxsae.config import Config, fields_of
-from jaxsae.data.activations import ActivationBatches, BufferPlan
+from jaxsae.data.activations import ActivationBatches, BufferPlan, Source
 from jaxsae.data.contexts import ContextBatches
 from jaxsae.distributed import processes
 from jaxsae.interop import native
@@ -98,8 +98,8 @@ def _train(folder: Path, config: Config, asked: Collection[str]) -> dict:
     return _finish(folder, config, inputs, state, rate, read)
 
 
-def _amount_read(source, tokens: int) -> dict:
-    """How many tokens there are to train on, how often each is read, and in which order; said on stderr too."""
+def _amount_read(source: Source, tokens: int) -> dict:
+    """How many tokens there are to train on, and how often each is read; said on stderr too."""
     read = {"data_tokens": source.count, "times_read": tokens / source.count}
     if processes.is_primary():
         print(f"jaxsae: {amount_read(**read)}", file=sys.stderr)

@@ -48,7 +48,7 @@ def rows(page: str) -> dict[str, list[str]]:
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "one").mkdir()
-    save(RESULTS, (), tmp_path / "one", tmp_path / "one")
+    save(RESULTS, {}, (), tmp_path / "one", tmp_path / "one")
     return tmp_path / "one"
 
 
@@ -79,11 +79,11 @@ def test_several_evaluations_stand_side_by_side(folder, tmp_path, capsys):
 
 def test_results_of_the_same_evaluation_stay_and_a_failure_is_forgotten_once_it_is_measured(folder):
     again = {name: RESULTS[name] for name in RESULTS if name != "refinement"}
-    have = save(again | {"failed": {"n2g": "reason"}}, (), folder, folder)
+    have = save(again | {"failed": {"n2g": "reason"}}, {}, (), folder, folder)
     assert have["refinement"] == RESULTS["refinement"] and "n2g" in have["failed"]
     assert "failed: reason" in (folder / "eval" / "report.html").read_text()
-    assert "failed" not in save(again, (), folder, folder)
-    assert "refinement" not in save(again | {"step": 8}, (), folder, folder)
+    assert "failed" not in save(again, {}, (), folder, folder)
+    assert "refinement" not in save(again | {"step": 8}, {}, (), folder, folder)
 
 
 def test_an_evaluation_that_fails_leaves_the_others_and_ends_with_status_1(monkeypatch, tmp_path, capsys):
@@ -113,6 +113,8 @@ def test_saebench_reads_the_numbers_under_its_own_names():
     assert metrics["sparsity"] == {"l0": 32.0, "l1": -1.0} and metrics["misc_metrics"]["frac_alive"] == 0.75
     assert all(np.isscalar(value) for category in metrics.values() for value in category.values()), "flat inside"
     json.dumps(core)
+    older = {name: value for name, value in RESULTS.items() if name != "eval_dead_fraction"}
+    assert saebench.core(older)["eval_result_metrics"]["misc_metrics"]["frac_alive"] == -1
 
 
 @pytest.mark.slow
