@@ -105,8 +105,8 @@ def open_subject(folder: Path, on: EvalConfig, split: str | None = None) -> Subj
         facts |= {name: manifest.get(name) for name in ("data_tokens", "times_read")}
     else:
         about, sae = interop.describe(folder), interop.load(folder, inputs.mesh)
-        facts = _facts(trained, inputs, about["steps"])
-        facts |= {"dead_fraction": about["dead_fraction"], "mse_scale": about["mse_scale"]}
+        facts = _facts(trained, inputs, about["steps"], about["dead_fraction"])
+        facts |= {"mse_scale": about["mse_scale"]}
         subject = _subject(config, inputs, sae, None, on.tokens_read, facts, split)
         facts = subject.facts
     if sae.d != inputs.width:
@@ -190,8 +190,8 @@ def subject_of(
     with jax.set_mesh(inputs.mesh):
         raw = None if state.ema is None else jax.jit(finished)(state.params)
         dead = jax.jit(lambda idle: jnp.mean(idle >= config.training.dead_window()))(state.idle)
-    facts = _facts(trained or config, inputs, int(state.step))
-    facts |= {"dead_fraction": float(dead), "mse_scale": float(state.mse_scale)}
+    facts = _facts(trained or config, inputs, int(state.step), float(dead))
+    facts |= {"mse_scale": float(state.mse_scale)}
     return _subject(config, inputs, sae, raw, tokens, facts, split)
 
 
@@ -217,21 +217,27 @@ def _subject(
     return dataclasses.replace(subject, facts=facts)
 
 
-def _facts(config: Config, inputs: RunInputs, step: int) -> dict:
-    """What is known of the training of an autoencoder after `step` steps, with the configuration `config`."""
+def _facts(config: Config, inputs: RunInputs, step: int, dead: float) -> dict:
+    """What is known of the training of an autoencoder after `step` steps, with the configuration `config`.
+
+    `dead` is the share of dead latents at its end. AuxK is counted as if it had been that throughout: how many there
+    were at each step is not kept.
+    """
     training, n, d = config.training, config.sae.n, inputs.width
     trained, passes = step * training.batch.batch_size, training.type.lm_passes
     lm = _lm_flops(config) if any(passes) else (0, 0)
     total = None
     if lm is not None:
         ema = training.ema_decay() > 0
-        per_token = flops.training(config.sae, d, training.batch.batch_size, ema, lm_passes=passes, lm=lm)
+        revived = dead if training.auxk_weight(config.sae.activation) > 0 else 0.0
+        per_token = flops.training(config.sae, d, training.batch.batch_size, ema, revived, passes, lm)
         total = trained * sum(per_token.values())
     return {
         "step": step,
         "tokens": trained,
         "flops": total,
         "flops_dense": trained * flops.dense(n, d),
+        "dead_fraction": dead,
         "trained_context": config.data.context if config.data.activations is None else None,
     }
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from jaxsae.cli import main
 from jaxsae.config import Config, with_fields
 from jaxsae.interop import native
 from jaxsae.lm import architecture, default_hook, load
-from jaxsae.run.evaluate import _lm_flops
+from jaxsae.run.evaluate import _facts, _lm_flops
 from jaxsae.sae.types import Spec
 from tests.run.commands import refused
 from tests.sae import dense
@@ -71,3 +72,12 @@ def test_flops_are_of_the_language_model_that_training_ran(tiny_lm):
     config, lm = with_fields(Config(), lm=str(tiny_lm)), load(str(tiny_lm))
     assert _lm_flops(config) == architecture.flops(lm.config, default_hook(2))
     assert _lm_flops(with_fields(config, lm="./nowhere")) is None
+
+
+def test_flops_count_the_dead_latents_that_auxk_revives():
+    """Blocks of 512 dead latents: five products each, of 2 n d FLOPs a token; nothing where AuxK is off."""
+    config, inputs = with_fields(Config(), **{"sae.n": 4096}), SimpleNamespace(width=32)
+    flops = lambda config, dead: _facts(config, inputs, 3, dead)["flops"]
+    off, tokens = with_fields(config, auxk_coef=0.0), 3 * config.training.batch.batch_size
+    assert flops(config, 0.25) - flops(config, 0.0) == pytest.approx(tokens * 5 * 2 * 2 * 512 * 32)
+    assert flops(off, 0.25) == flops(off, 0.0) == flops(config, 0.0)
