@@ -112,12 +112,12 @@ def markdown(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rules, *lines])
 
 
-def replaced(text: str, inside: str) -> str:
+def replaced(text: str, inside: str, start: str = START, end: str = END) -> str:
     """`text` with `inside` between its markers. Raises ValueError where it has not each of them once, in order."""
-    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
-        raise ValueError(f"put one line {START} and after it one line {END} into the file")
-    before, rest = text.split(START)
-    return f"{before}{START}\n\n{inside}\n\n{END}{rest.split(END)[1]}"
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
+        raise ValueError(f"put one line {start} and after it one line {end} into the file")
+    before, rest = text.split(start)
+    return f"{before}{start}\n\n{inside}\n\n{end}{rest.split(end)[1]}"
 
 
 def main():

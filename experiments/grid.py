@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from importlib import metadata
@@ -13,14 +14,12 @@ from matplotlib.ticker import LogLocator, NullLocator
 from tqdm import tqdm
 
 from benchmarks.common import manifest
-from jaxsae import interop
+from jaxsae import interop, sweep
 from jaxsae.config import Config, with_fields
 from jaxsae.evals.subject import Subject
 from jaxsae.presets import preset
-from jaxsae.run import folder as folders
 from jaxsae.run.eval_config import EvalConfig
 from jaxsae.run.evaluate import open_subject
-from jaxsae.run.train import train
 
 RESULTS = Path(__file__).parent / "results"
 # Told apart in greyscale by shade, marker and dash; the colours are for those who see them.
@@ -36,28 +35,40 @@ def train_all(configs: dict[str, Config], folder: Path, workers: int) -> dict[st
     """{name: summary} of every run, each in folder/NAME; what is finished there is not trained again.
 
     `workers` processes train at once, each on its share of the cores. Raises BadInput if a run there had another
-    configuration.
+    configuration, and RunsFailed at the end if one failed.
     """
-    configs = {name: replace(c, run=str(folder / name), resume=True) for name, c in configs.items()}
-    for config in configs.values():
-        folders.check(Path(config.run), config)
-    todo = {name: c for name, c in configs.items() if not (Path(c.run) / "summary.json").exists()}
-    if todo:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Runs that differ in traced numbers only are compiled once.
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str((folder / "compiled").resolve())
-        cores, context = sorted(os.sched_getaffinity(0)), get_context("spawn")
-        free = context.Queue()
-        for worker in range(workers):
-            free.put((cores[worker::workers] or cores, str(folder / f"worker{worker}.log")))
-        with ProcessPoolExecutor(workers, context, _pin, (free,)) as pool:
-            runs = {pool.submit(train, config): name for name, config in todo.items()}
-            with tqdm(total=len(runs), desc=f"training in {folder}", unit="run") as bar:
-                for done in as_completed(runs):
-                    done.result()
-                    bar.set_postfix_str(runs[done])
-                    bar.update()
-    return {name: json.loads((Path(c.run) / "summary.json").read_text()) for name, c in configs.items()}
+    return sweep.train_all(configs, folder, workers=workers)
+
+
+def in_processes(function: Callable, calls: dict[str, tuple], folder: Path, workers: int, title: str):
+    """Calls function(*arguments) for each of {name: arguments}, in `workers` processes at once, each on its share of
+    the cores. They keep their compiled programs and their output in `folder`.
+    """
+    if not calls:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    # Runs that differ in traced numbers only are compiled once.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str((folder / "compiled").resolve())
+    cores, context = sorted(os.sched_getaffinity(0)), get_context("spawn")
+    free = context.Queue()
+    for worker in range(workers):
+        free.put((cores[worker::workers] or cores, str(folder / f"worker{worker}.log")))
+    with ProcessPoolExecutor(workers, context, _pin, (free,)) as pool:
+        names = {pool.submit(function, *arguments): name for name, arguments in calls.items()}
+        with tqdm(total=len(names), desc=title, unit="run") as bar:
+            for done in as_completed(names):
+                done.result()
+                bar.set_postfix_str(names[done])
+                bar.update()
+
+
+def _pin(free):
+    """A process of its own cores, whose progress bars go to a file."""
+    share, log = free.get()
+    os.sched_setaffinity(0, share)
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 def relu(kind: str, hook: str, n: int, tokens: int, lr: float, sparsity: float, downstream_coef: float) -> Config:
@@ -75,15 +86,6 @@ def facts_of(config: Config, summary: dict) -> dict:
     """What the experiments compare runs by."""
     alive = round(config.sae.n * (1 - summary["dead_fraction"]))
     return {name: summary[name] for name in ("l0", "delta_ce", "kl", "nmse", "ce_original")} | {"alive": alive}
-
-
-def _pin(free):
-    """A process of its own cores, whose progress bars go to a file."""
-    share, log = free.get()
-    os.sched_setaffinity(0, share)
-    with open(log, "a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
 
 
 def subjects(folders: dict[str, Path], split: str, tokens: int) -> dict[str, Subject]:
@@ -112,10 +114,10 @@ def keep(name: str, facts: dict, out: Path) -> Path:
     return path
 
 
-def log_scale(axis):
-    """A logarithmic axis of a figure with plain numbers at 1, 2 and 5 times powers of 10."""
+def log_scale(axis, subs: tuple[float, ...] = (1, 2, 5)):
+    """A logarithmic axis of a figure with plain numbers at 1, 2 and 5 (or `subs`) times powers of 10."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(NullLocator())
 

@@ -44,12 +44,58 @@ class Config:
     def __post_init__(self):
         if self.resume and self.run is None:
             raise BadInput("--resume needs --run DIR, the folder to resume")
+        if self.sae.crosscoder and self.data.activations is None:
+            # So that the configuration of the autoencoder alone says what it computes. Other hook points may be given
+            # to a configuration that has sections already.
+            object.__setattr__(self, "sae", dataclasses.replace(self.sae, sections=max(1, len(self.hooks))))
+        self._check_coder()
         check_micro_batches(self.sae, self.training)
         skipping = {"--skip-first": self.data.skip_first, "--skip-tokens": self.data.skip_tokens}
         if self.training.type.reads == "contexts" and (flag := next((f for f, skips in skipping.items() if skips), "")):
             raise BadInput(f"{flag} leaves out tokens that --objective {self.training.objective} needs: leave it out")
         if self.eval_tokens < 1:
             raise BadInput(f"--eval-tokens is {self.eval_tokens}: give at least 1")
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        """The hook points that are given; empty for the default one."""
+        hook = self.lm.hook
+        return () if hook is None else (hook,) if isinstance(hook, str) else hook
+
+    def _check_coder(self):
+        """Raises BadInput if flags of transcoders and of crosscoders do not fit the others."""
+        sae, out, hooks = self.sae, self.lm.hook_out, self.hooks
+        if len(hooks) != 1 and isinstance(self.lm.hook, tuple) and not sae.crosscoder:
+            raise BadInput(f"--hook has {len(hooks)} names: give one, or --sae.crosscoder for one code of all")
+        if sae.crosscoder and sae.sections == 1:
+            fix = "--hook A B ..." if self.data.activations is None else "--sae.sections, how many the files hold"
+            raise BadInput(f"--sae.crosscoder is one code of several activations: give {fix}")
+        if sae.sections > 1:
+            if self.data.activations is None and not sae.crosscoder:
+                raise BadInput(
+                    f"--sae.sections is {sae.sections}, and one activation is read: give --sae.sections 1, or "
+                    "--sae.crosscoder and several names to --hook"
+                )
+            if len({*hooks}) < len(hooks):
+                raise BadInput(f"--hook {' '.join(hooks)}: two of them are the same, give each once")
+            if out is not None:
+                raise BadInput("--hook-out is of a transcoder, which has one --hook: leave out --sae.crosscoder")
+            if self.training.objective != "local":
+                raise BadInput(
+                    f"--objective is {self.training.objective}: a crosscoder is trained locally, leave it out"
+                )
+        if out is None:
+            if sae.skip:
+                raise BadInput("--sae.skip is of a transcoder: give --hook-out, or leave it out")
+            return
+        if self.lm.hook is None:
+            raise BadInput("--hook-out is where a transcoder writes: give --hook too, where it reads")
+        if self.data.activations is not None:
+            raise BadInput(
+                "--hook-out needs a language model, which both places are read from: leave out --activations"
+            )
+        if self.training.dead.resample_every is not None:
+            raise BadInput("--resample-every is of autoencoders: with --hook-out give --auxk-coef for dead latents")
 
 
 def fields_of(config) -> dict[str, Any]:
@@ -101,7 +147,7 @@ def _is_flat(hint) -> bool:
     return FLAT in getattr(hint, "__metadata__", ())
 
 
-def without_effect(config: Config, flags: set[str]) -> list[str]:
+def without_effect(config: Config, flags: Collection[str]) -> list[str]:
     """Which of `flags` change nothing in such a run, and why, as lines to print."""
     sae, training = config.sae, config.training
     used = {
@@ -110,6 +156,10 @@ def without_effect(config: Config, flags: set[str]) -> list[str]:
         "--sae.tanh-scale": (
             (sae.sparsity.penalty or next(iter(activation_functions.get(sae.activation).penalties), None)) == "tanh",
             "--sae.penalty is not tanh",
+        ),
+        "--sae.sections": (
+            config.data.activations is not None or not sae.crosscoder,
+            "there is one section for each --hook",
         ),
         "--lr-end": (training.optimizer.schedule != "constant", "--schedule is constant"),
         "--max-resamples": (training.dead.resample_every is not None, "without --resample-every there are none"),
@@ -132,7 +182,7 @@ def without_effect(config: Config, flags: set[str]) -> list[str]:
 
 # What may differ when a run is resumed: none of it changes the result, but for float rounding on another mesh.
 MAY_CHANGE_ON_RESUME = {"run", "resume", "eval_tokens", "cache", "mesh", "micro_batches", "sae.select_memory"}
-MAY_CHANGE_ON_RESUME |= {"data_processes", "bad_documents"}
+MAY_CHANGE_ON_RESUME |= {"data_processes", "bad_documents", "lm_shard"}
 MAY_CHANGE_ON_RESUME |= {f.name for kind in (LogConfig, DistributedConfig) for f in dataclasses.fields(kind)}
 MAY_CHANGE_ON_RESUME |= {
     f"{name}.{flag}"

@@ -1,6 +1,6 @@
 """How configurations become flags: what is shared by everything that can be chosen by name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
@@ -28,3 +28,12 @@ def groups(name: str, registry: Mapping[str, Any], module: str) -> type:
     kind = make_dataclass(name, fields, frozen=True)
     kind.__module__ = module
     return kind
+
+
+def several(flag: str, args: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """(the values of a flag on a command line if it has several, the command line with the first of them alone)."""
+    if flag not in args:
+        return (), [*args]
+    start = args.index(flag) + 1
+    stop = next((i for i in range(start, len(args)) if args[i].startswith("-")), len(args))
+    return (tuple(args[start:stop]), [*args[: start + 1], *args[stop:]]) if stop > start + 1 else ((), [*args])

@@ -62,6 +62,7 @@ def save(path, value, compression=zipfile.ZIP_STORED, byteorder="little"):
             with archive.open("archive/data.pkl", "w") as file:
                 Pickler(file, 2).dump(value)
             archive.writestr("archive/byteorder", byteorder)
+            archive.writestr("archive/version", "3\n")
             for number, storage in enumerate(storages):
                 archive.writestr(f"archive/data/{number}", storage.tobytes())
     finally:

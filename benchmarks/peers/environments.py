@@ -25,7 +25,10 @@ ENVIRONMENTS = {
     "sparsify": Environment("eai-sparsify==1.3.3"),
     "saelens": Environment("sae-lens==6.54.12"),
     # A torchvision that was built for another build of PyTorch breaks its import, and the training step needs none.
+    "transformers": Environment("transformers==5.24.0"),
     "dictionary-learning": Environment("dictionary-learning==0.1.0", remove=("torchvision",)),
+    # It is not measured: tests/interop/with_their_own_code.py has it read what jaxsae writes.
+    "circuit-tracer": Environment("circuit-tracer==0.5.0"),
 }
 
 

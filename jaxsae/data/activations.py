@@ -27,7 +27,7 @@ from jaxsae.distributed.mesh import place
 from jaxsae.distributed.processes import one_by_one
 from jaxsae.errors import BadInput
 from jaxsae.lm.architecture import width
-from jaxsae.lm.model import LM, prefix
+from jaxsae.lm.model import LM, capture, prefix
 from jaxsae.lm.parallel import on_contexts
 
 LANES = 64
@@ -123,6 +123,10 @@ class ActivationBatches:
 
         The first chunk is kept until `iterate` asks for it.
         """
+        return self.samples(rows)[0]
+
+    def samples(self, rows: int) -> tuple[jax.Array, ...]:
+        """As `sample`, of each array of the batches."""
         rows = min(rows, self.source.count)
 
         @jax.jit
@@ -133,8 +137,9 @@ class ActivationBatches:
         with jax.set_mesh(self.mesh):
             self._first = self.chunk(0)
             rest = range(1, max(1, -(-rows // (self.plan.batches * self.plan.batch))))
-            parts = [one_by_one(take(self._first[0])), *(one_by_one(take(self.chunk(number)[0])) for number in rest)]
-            return jnp.concatenate(parts)[:rows]
+            take_all = lambda chunk: one_by_one([take(x) for x in chunk])
+            parts = [take_all(self._first), *(take_all(self.chunk(number)) for number in rest)]
+            return tuple(jnp.concatenate(arrays)[:rows] for arrays in zip(*parts))
 
     def iterate(self, start: int, stop: int) -> Iterator[tuple[jax.Array, ...]]:
         """Batches number `start` to `stop`; the next chunk's host data are read while this chunk is used.
@@ -146,7 +151,7 @@ class ActivationBatches:
         whole = self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "cpu"
         chunk, self._first = self._first if start < per else None, None
         with ThreadPoolExecutor(1) as reader:
-            read = partial(reader.submit, _as_here(self.chunk if whole else self._place))
+            read = partial(reader.submit, as_here(self.chunk if whole else self._place))
             ahead = read(start // per) if chunk is None else None
             for number in range(start // per, last):
                 if ahead is not None:
@@ -160,7 +165,7 @@ class ActivationBatches:
                     yield batch
 
 
-def _as_here(function):
+def as_here(function):
     """`function` for another thread, with the precisions of this one: JAX keeps them by thread."""
     wide, precision = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
 
@@ -255,6 +260,18 @@ class TextSource:
         return (_activations(self.lm, host, self.hook),)
 
 
+class HooksSource(TextSource):
+    """Activations at several hook points of a language model, from one pass: one array for each, in their order."""
+
+    def __init__(self, lm: LM, hooks: Sequence[str], *args):
+        """What follows `hooks` is as in a TextSource, which this is for the first of them."""
+        super().__init__(lm, hooks[0], *args)
+        self.hooks = tuple(map(str, hooks))
+
+    def activations(self, host):
+        return _activations_at(self.lm, host, self.hooks)
+
+
 def kept_rows(source: Source, contexts: int, at_once: int = 256) -> int:
     """How many rows of the first `contexts` contexts of a source count."""
     if not source.masked:
@@ -279,13 +296,30 @@ def unmarked(tokens):
 
 @partial(jax.jit, static_argnames="hook")
 def _activations(lm: LM, tokens, hook: str):
-    """Token ids [c@data, T] -> activations [c@data, T, d], some contexts at a time."""
+    """Token ids [c@data, T] -> activations [c@data, T, d]."""
+
+    return _by_contexts(lambda lm, tokens: prefix(lm, tokens, hook), lm, tokens)
+
+
+@partial(jax.jit, static_argnames="hooks")
+def _activations_at(lm: LM, tokens, hooks: tuple[str, ...]):
+    """The same at several hook points, one array [c@data, T, width] each; nothing after the last one is computed."""
+
+    def run(lm, tokens):
+        seen, _ = capture(lm, tokens, hooks)
+        return tuple(seen[hook] for hook in hooks)
+
+    return _by_contexts(run, lm, tokens)
+
+
+def _by_contexts(run, lm: LM, tokens):
+    """run(lm, ids [b, T]) -> arrays [b, T, ...], of token ids [c@data, T], some contexts at a time."""
 
     def local(lm, tokens):
         c, T = tokens.shape
         most = max(T, TOKENS_AT_ONCE.get(jax.default_backend(), TOKENS_AT_ONCE["gpu"]))
         some = max(b for b in range(1, c + 1) if c % b == 0 and b * T <= most)
-        x = lax.map(lambda t: prefix(lm, t, hook), unmarked(tokens).reshape(-1, some, T))
-        return x.reshape(c, T, -1)
+        x = lax.map(lambda t: run(lm, t), unmarked(tokens).reshape(-1, some, T))
+        return jax.tree.map(lambda a: a.reshape(c, T, -1), x)
 
-    return jax.reshard(on_contexts(local, lm, tokens), P("data"))
+    return jax.tree.map(lambda a: jax.reshard(a, P("data")), on_contexts(local, lm, tokens))

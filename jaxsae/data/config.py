@@ -28,7 +28,8 @@ class DataConfig:
     activations: str | None = None
     """Train on activations from files instead of a language model's: DIR of .npy, .safetensors, .pt, .npz or .zarr,
     [rows, d] or [b, T, d]; DIR#KEY if a file holds several arrays. Or on made ones with known features: synthetic:zipf,
-    synthetic:hierarchy, synthetic:correlated, synthetic:mixed."""
+    synthetic:hierarchy, synthetic:correlated, synthetic:mixed, or none: synthetic:gaussian, synthetic:gaussian-768;
+    synthetic:points, synthetic:manifolds."""
     held_out: str | None = None
     """With --activations: a folder of its own to evaluate on; default: the last twentieth of each file."""
     max_norm: float | None = None

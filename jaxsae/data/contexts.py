@@ -30,12 +30,16 @@ class ContextBatches:
 
     def sample(self, rows: int) -> jax.Array:
         """Activations [R, d] of the first contexts, on every device: `rows` of them, or all that there are."""
+        return self.samples(rows)[0]
+
+    def samples(self, rows: int) -> tuple[jax.Array, ...]:
+        """As `sample`, of each array that the source gives."""
         rows = min(rows, len(self.source) * self.source.rows)
         batches = range(max(1, -(-rows // (self.contexts * self.source.rows))))
         take = jax.jit(lambda x: jax.reshard(x, P()).reshape(-1, x.shape[-1]))
         with jax.set_mesh(self.mesh):
-            parts = [take(self.source.activations(self.batch(number))[0]) for number in batches]
-            return jnp.concatenate(parts)[:rows]
+            parts = [tuple(map(take, self.source.activations(self.batch(number)))) for number in batches]
+            return tuple(jnp.concatenate(arrays)[:rows] for arrays in zip(*parts))
 
     def iterate(self, start: int, stop: int) -> Iterator[jax.Array]:
         """Batches number `start` to `stop`; each is read while the one before it is used."""

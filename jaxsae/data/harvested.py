@@ -32,6 +32,7 @@ class Harvest:
     tokens: dict[str, int] = field(default_factory=dict)  # {split: tokens}, as asked for
     shards: dict[str, dict[str, str]] = field(default_factory=dict)  # {file: {tensor: SHA-256}} of finished shards
     complete: bool = False
+    lm_dtype: str = "float32"
     format: int = FORMAT
 
 

@@ -41,6 +41,7 @@ class World:
     children: int = 0  # of each feature that has some; the first features are parents, and each child has one
     correlation: float = 0.0  # 0 to 1: how much more often a group's features fire where it is excited, and less else
     group: int = 8  # features of a group
+    manifold: int = 1  # a feature that fires is a random point of a sphere in so many dimensions; 1: one direction
     noise: float = 0.01  # standard deviation of each coordinate
     seed: int = 0
 
@@ -50,6 +51,12 @@ WORLDS = {
     "hierarchy": World(children=4),
     "correlated": World(correlation=0.5),
     "mixed": World(children=4, correlation=0.5),
+    # Noise alone, of the embedded model's width and of GPT-2 small's: the one feature never fires.
+    "gaussian": World(features=1, width=192, active=0.0, noise=1.0),
+    "gaussian-768": World(features=1, width=768, active=0.0, noise=1.0),
+    # Michaud et al. 2025: the same frequencies of features that one latent can represent, or many must.
+    "points": World(features=1024, active=4.0, exponent=1.5),
+    "manifolds": World(features=1024, active=4.0, exponent=1.5, manifold=4),
 }
 
 
@@ -58,7 +65,7 @@ WORLDS = {
 class Truth:
     """The arrays of a world."""
 
-    directions: Any  # [F, d] unit rows whose coordinates sum to 0
+    directions: Any  # [F * manifold, d] unit rows whose coordinates sum to 0, those of a feature beside each other
     often: Any  # [F] the share of rows on which a feature fires, of those where its parent does
     parents: Any  # [F] a feature's parent; its own number if it has none
     groups: Any  # [F] the number of a feature's group
@@ -87,7 +94,7 @@ def frequencies(world: World) -> np.ndarray:
 def truth_of(world: World) -> Truth:
     """The arrays of a world, on the host."""
     rng = np.random.default_rng(world.seed)
-    directions = rng.normal(size=(world.features, world.width))
+    directions = rng.normal(size=(world.features * world.manifold, world.width))
     # An autoencoder that subtracts the mean of a token's coordinates takes nothing away.
     directions -= directions.mean(1, keepdims=True)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -118,7 +125,9 @@ class SyntheticSource:
         self.world, self.width = world, world.width
         order = grain.MapDataset.range(len(self.numbers))
         self.order = order if seed is None else order.seed(seed).shuffle().repeat()
-        self.fingerprint = f"synthetic-{hashlib.sha256(repr(world).encode()).hexdigest()[:20]}"
+        # Worlds of the first version had no manifolds, and keep the fingerprints that runs saved.
+        text = repr(world).replace(f", manifold={World.manifold}", "")
+        self.fingerprint = f"synthetic-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
 
     @cached_property
     def truth(self) -> Truth:
@@ -151,7 +160,7 @@ class SyntheticSource:
 
 
 def _context(truth: Truth, number, world: World):
-    """Activations [ROWS, d] and magnitudes [ROWS, F] of context `number`."""
+    """Activations [ROWS, d] and magnitudes [ROWS, F * manifold] of context `number`."""
     keys = jax.random.split(jax.random.fold_in(jax.random.key(world.seed), number), 3)
     chance = jax.random.uniform(keys[0], (ROWS, world.features))
     often = truth.often
@@ -163,6 +172,10 @@ def _context(truth: Truth, number, world: World):
     fires = chance < often
     # Where it is below `often`, the quotient is uniform between 0 and 1: magnitudes are between 0.5 and 1.5.
     magnitudes = jnp.where(fires & fires[:, truth.parents], 0.5 + chance / often, 0)
+    if world.manifold > 1:
+        point = jax.random.normal(jax.random.fold_in(keys[0], 1), (*magnitudes.shape, world.manifold))
+        point = point / jnp.linalg.norm(point, axis=-1, keepdims=True)
+        magnitudes = (magnitudes[..., None] * point).reshape(ROWS, -1)
     x = jnp.matmul(magnitudes, truth.directions, precision="highest")
     return x + world.noise * jax.random.normal(keys[2], (ROWS, world.width)), magnitudes
 

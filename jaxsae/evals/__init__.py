@@ -15,6 +15,7 @@ explanations        the language model's loss with latents simulated by such pat
 first_letter        whether one latent says with which letter a word begins, or others absorb and split that
 agreement           subject-verb agreement through the autoencoder
 synthetic           latents compared with the features that synthetic activations were made of
+crosscoder          which latents of a crosscoder are shared by its sections, and how each section is reconstructed
 """
 
 import jax
@@ -24,6 +25,7 @@ from jaxsae.evals import (
     ablation,
     agreement,
     compute_equivalent,
+    crosscoder,
     dark_matter,
     dictionary,
     explanations,
@@ -57,6 +59,7 @@ EVALUATIONS: dict[str, Evaluation] = {
     "first_letter": first_letter.EVALUATION,
     "agreement": agreement.EVALUATION,
     "synthetic": synthetic.EVALUATION,
+    "crosscoder": crosscoder.EVALUATION,
 }
 
 EvaluationConfigs = groups("EvaluationConfigs", EVALUATIONS, __name__)
@@ -71,6 +74,9 @@ def chosen(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def check(name: str, subject: Subject, configs=None):
     """Raises BadInput if `subject` lacks what an evaluation needs."""
+    if subject.kind not in EVALUATIONS[name].coders:
+        can = [other for other, evaluation in EVALUATIONS.items() if subject.kind in evaluation.coders]
+        raise BadInput(f"--metrics {name} is not of a {subject.kind}: allowed are {', '.join(can)}")
     if EVALUATIONS[name].needs_lm and subject.lm is None:
         raise BadInput(f"--metrics {name} needs a language model, and the activations come from files: give --text")
     EVALUATIONS[name].check(subject, _config(name, configs))

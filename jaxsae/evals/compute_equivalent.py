@@ -159,6 +159,7 @@ EVALUATION = Evaluation(
     Config,
     needs_lm=True,
     check=check,
+    coders=("autoencoder", "transcoder", "crosscoder"),
     figure=figure,
     meanings=MEANINGS,
 )

@@ -25,8 +25,13 @@ def contexts_at_once(lm: LM, T: int) -> int:
     return max(1, logits // (T * lm.config.vocab_size))
 
 
-def logits_with(lm: LM, tokens, hook: str, activation):
-    """Logits [b, T, V] of `tokens` with the activation at `hook` replaced by `activation` [b, T, d]."""
+def logits_with(lm: LM, tokens, hook: str | tuple[str, ...], activation):
+    """Logits [b, T, V] of `tokens` with the activation at `hook` replaced by `activation` [b, T, d]; those at several
+    hook points by its equal parts.
+    """
+    if not isinstance(hook, str):
+        parts = dict(zip(hook, jnp.split(activation, len(hook), -1), strict=True))
+        return run(lm, tokens, {name: lambda _, part=part: part for name, part in parts.items()})
     if parse(hook, lm.config.n_layer).residual:
         return suffix(lm, activation, hook)
     return run(lm, tokens, {hook: lambda _: activation})
@@ -62,9 +67,9 @@ def top1_consistency(log_p, log_q):
 COMPARISONS = {"kl": kl, "total_variation": total_variation, "top1_consistency": top1_consistency}
 
 
-def zero_is_shared(lm: LM, hook: str) -> bool:
+def zero_is_shared(lm: LM, hook: str | tuple[str, ...]) -> bool:
     """Whether zeros at `hook` give the same predictions in every context: they leave nothing of it in the stream."""
-    return parse(hook, lm.config.n_layer).residual
+    return isinstance(hook, str) and parse(hook, lm.config.n_layer).residual
 
 
 def log_probabilities(lm: LM, tokens, hook: str, activations: list):
@@ -100,7 +105,11 @@ def metrics(shared: dict, own: dict, predicted: float, tokens: float) -> dict[st
         return dict.fromkeys(NAMES)  # contexts of two tokens have no next token after position 1
     original, zero = shared["ce_original"] / predicted, shared["ce_zero"] / predicted
     substituted = own["ce_substituted"] / predicted
-    return {
+    means = {}
+    if "ce_mean" in shared:
+        mean = shared["ce_mean"] / predicted
+        means = {"ce_mean": float(mean), "ce_recovered_mean": ratio(mean - substituted, mean - original)}
+    return means | {
         "ce_original": float(original),
         "ce_substituted": float(substituted),
         "delta_ce": float(substituted - original),

@@ -170,6 +170,7 @@ EVALUATION = Evaluation(
     with any latent of the second one.""",
     Config,
     check=check,
+    coders=("autoencoder", "transcoder", "crosscoder"),
     figure=figure,
     meanings=MEANINGS,
 )

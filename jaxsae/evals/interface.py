@@ -19,6 +19,7 @@ class Evaluation:
     check(subject, config)  raises BadInput if they cannot be measured there
     figure(result, path)    draws what `run` returned; of `standard`, all that eval.json says
     meanings                {metric: what it means, what is good, what it cannot tell}, for the page
+    coders                  what it can be measured of: autoencoder, transcoder, crosscoder
     apart                   keys of lists that `run` returned, which are written to files of their own, NAME.KEY.json
                             beside the figures, and not into eval.json
     """
@@ -27,6 +28,7 @@ class Evaluation:
     protocol: str
     Config: type = NoFlags
     needs_lm: bool = False
+    coders: tuple[str, ...] = ("autoencoder",)
     check: Callable[[Subject, Any], None] = lambda subject, config: None
     figure: Callable[[dict, Path], None] | None = None
     meanings: Mapping[str, str] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from jax import lax
 from jaxsae.sae import activation_functions, forward, sparse
 from jaxsae.sae.decoder import row_norms
 from jaxsae.sae.layout import LATENTS, REPLICATED, TOKENS, Layout
-from jaxsae.sae.normalise import denormalise, normalise
+from jaxsae.sae.normalise import denormalise, normalise_pair
 from jaxsae.sae.select import EXACT, Selection, support
 from jaxsae.sae.sharded import SLOTS, over_mesh
 from jaxsae.sae.types import SAE, Code, partition_specs
@@ -33,13 +33,19 @@ class Encoded:
     values: Any  # [B@data, c@latent]
     numbers: Any  # [B@data, c@latent] int32, which of the n latents each slot has; unused slots have value 0
     support: Any  # a Support or AllLatents, whose slots are numbered within their shard
-    mean: Any  # [B@data] subtracted from each token
-    scale: Any  # [B@data] by which each token was divided
+    mean: Any  # [B@data] subtracted from each token, or what is added to a transcoder's output
+    scale: Any  # [B@data] by which each token was divided, or a transcoder's output is multiplied
+
+
+def normalised(sae: SAE, x):
+    """(normalised x, mean, scale) of activations x [..., d]; mean and scale are those of what `sae` makes of them."""
+    x, _, mean, scale = normalise_pair((x,), sae.spec.normalise, sae.spec.sections, sae.scale_out)
+    return x, mean, scale
 
 
 def encode(sae: SAE, x, selection: Selection = EXACT) -> Encoded:
     """The latents of activations x [B@data, d]; of a dense family (c = n) for few tokens only."""
-    x, mean, scale = normalise(x, sae.spec.normalise)
+    x, mean, scale = normalised(sae, x)
 
     def local(layout, sae, x):
         v, chosen = _values(sae, x, layout, selection)
@@ -51,7 +57,7 @@ def encode(sae: SAE, x, selection: Selection = EXACT) -> Encoded:
 
 def reconstruct(sae: SAE, x, selection: Selection = EXACT, chunk: int = CHUNK):
     """The reconstruction [B@data, d] of activations x [B@data, d]."""
-    x, mean, scale = normalise(x, sae.spec.normalise)
+    x, mean, scale = normalised(sae, x)
     xhat, _ = reconstruct_normalised(sae, x, selection, chunk)
     return denormalise(xhat, mean, scale)
 
@@ -92,7 +98,7 @@ def reconstruct_and_count(sae: SAE, x, among, selection: Selection = EXACT, chun
 
 def counts(sae: SAE, x, among, selection: Selection = EXACT, chunk: int = CHUNK):
     """On how many tokens of x [B@data, d], of those in `among` [B@data], each latent is not 0: int32 [n@latent]."""
-    x, _, _ = normalise(x, sae.spec.normalise)
+    x = normalised(sae, x)[0]
 
     def local(layout, sae, x, among):
         def of_chunk(count, part):
@@ -111,7 +117,7 @@ def sums(sae: SAE, x, weights, selection: Selection = EXACT, chunk: int = CHUNK)
     """Sums of each latent's values over the tokens of x [B@data, d] that have a weight other than 0, [n@latent] each:
     (the sums weighted by each column of `weights` [B@data, L], those of absolute values, how many are not 0).
     """
-    x, _, _ = normalise(x, sae.spec.normalise)
+    x = normalised(sae, x)[0]
     labels = weights.shape[1]
 
     def local(layout, sae, x, weights):
@@ -135,7 +141,7 @@ def columns(sae: SAE, x, latents, selection: Selection = EXACT, chunk: int = CHU
     """The values [B@data, A] of the latents numbered `latents` [A] on x [B@data, d], and the scale [B@data] of each
     token, by which what they write is multiplied.
     """
-    x, _, scale = normalise(x, sae.spec.normalise)
+    x, _, scale = normalised(sae, x)
     latents = jnp.asarray(latents, jnp.int32)
 
     def local(layout, sae, x):
@@ -168,7 +174,7 @@ def code(sae: SAE, x, selection: Selection = EXACT) -> Code:
 @partial(jax.jit, static_argnames="selection")
 def _most(sae: SAE, x, selection: Selection):
     """The largest number of latents of a token with a value other than 0, []."""
-    return jax.reshard(_l0(sae, normalise(x, sae.spec.normalise)[0], selection), REPLICATED).max()
+    return jax.reshard(_l0(sae, normalised(sae, x)[0], selection), REPLICATED).max()
 
 
 def _l0(sae: SAE, x, selection: Selection):
@@ -183,7 +189,7 @@ def _l0(sae: SAE, x, selection: Selection):
 
 @partial(jax.jit, static_argnames=("slots", "selection"))
 def _code(sae: SAE, x, slots: int, selection: Selection) -> Code:
-    x, mean, scale = normalise(x, sae.spec.normalise)
+    x, mean, scale = normalised(sae, x)
 
     def local(layout, sae, x):
         def of_chunk(x):
@@ -259,4 +265,4 @@ def _reconstructed(sae: SAE, used: SAE, x, layout: Layout, selection: Selection)
     """
     v, chosen = _values(sae, x, layout, selection)
     l0 = layout.sum_latents((v > 0).sum(1, dtype=jnp.int32))
-    return forward.reconstruct(used, v, chosen, layout), l0, v, chosen
+    return forward.reconstruct(used, v, chosen, layout, forward.skip_of(used, x)), l0, v, chosen

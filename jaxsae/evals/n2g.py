@@ -130,6 +130,7 @@ EVALUATION = Evaluation(
     Config,
     needs_lm=True,
     check=check,
+    coders=("autoencoder", "transcoder", "crosscoder"),
     figure=figure,
     apart=("explanations",),
     meanings=MEANINGS,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae.evals.pairs import Pairs, fill
-from jaxsae.lm.model import final, prefix, unembed
+from jaxsae.lm.model import affine_logits, cap, final, prefix
 from jaxsae.lm.parallel import on_contexts
 from jaxsae.precision import matmul
 from jaxsae.sae.layout import REPLICATED
@@ -20,20 +20,20 @@ def split(pairs: Pairs) -> Pairs:
 
 
 def readout_of(lm, pairs, dtype):
-    """Columns [d, V] and biases [V] of the unembedding, which is affine, for the answers.
+    """Columns [d, V] and biases [V] of the unembedding, which is affine before any soft-cap, for the answers.
 
     Made outside of loops, because to get them all of its columns are read.
     """
     eye = jnp.eye(lm.config.d_model, dtype=dtype)
-    bias = unembed(lm, jnp.zeros_like(eye[0]))[pairs.answers]
-    return unembed(lm, eye)[:, pairs.answers] - bias, bias
+    bias = affine_logits(lm, jnp.zeros_like(eye[0]))[pairs.answers]
+    return affine_logits(lm, eye)[:, pairs.answers] - bias, bias
 
 
 def answers(lm, readout, stream, last, hook):
     """Logits [p, V] of the answers after position `last` [p], from the stream [p, T, d] at `hook`."""
     columns, bias = readout
     x = jnp.take_along_axis(final(lm, stream, hook), last[:, None, None], 1)[:, 0]
-    return matmul(x, columns) + bias
+    return cap(lm, matmul(x, columns) + bias)
 
 
 def everywhere(function, lm, *trees):

@@ -83,4 +83,4 @@ def ratio_error(numerator, denominator, ratio: float | None) -> float | None:
     if len(numerator) < 2 or ratio is None:
         return None
     residual = numerator - ratio * denominator
-    return float(np.sqrt(len(residual)) * residual.std(ddof=1) / denominator.sum())
+    return float(np.sqrt(len(residual)) * residual.std(ddof=1) / abs(denominator.sum()))

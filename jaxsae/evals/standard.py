@@ -19,7 +19,7 @@ from jaxsae.evals.subject import ROWS, Subject, in_contexts, in_rows, put_in
 from jaxsae.flags import NoFlags
 from jaxsae.lm.parallel import on_contexts
 from jaxsae.sae.layout import REPLICATED
-from jaxsae.sae.normalise import denormalise, normalise
+from jaxsae.sae.normalise import denormalise, normalise_pair
 
 # How results are flattened: the prefix of each autoencoder, and that of each view.
 PREFIXES = {"exported": "", "raw": "raw_"}
@@ -51,11 +51,11 @@ def measure(subject: Subject) -> dict:
     # On every mesh the first batch has so many contexts, if there are so many.
     first = max(1, ROWS // 2 // subject.source.rows)
     for batch in subject.batches():
-        x, (ids, real) = subject.activations(batch), subject.text(batch)
-        centers = _centers(x, batch.kept, subject.sae.spec.normalise, first) if centers is None else centers
-        numbers = saes, x, batch.kept, centers, subject.lm, ids, real
+        arrays, (ids, real) = subject.source.activations(batch.host), subject.text(batch)
+        centers = _centers(subject.sae, arrays, batch.kept, first) if centers is None else centers
+        numbers = saes, arrays, batch.kept, centers, subject.lm, ids, real
         tokens, deviation, of_latents = jax.device_get(
-            _per_token(*numbers, subject.hook, subject.selection, keeps_all=subject.keeps_all)
+            _per_token(*numbers, subject.hook, subject.selection, subject.keeps_all, subject.kind == "transcoder")
         )
         tokens = _first(tokens, batch.size)
         latents.append(jax.tree.map(lambda a: np.asarray(a, np.float64), of_latents))
@@ -74,11 +74,11 @@ def measure(subject: Subject) -> dict:
     for which, own in measured.items():
         own["all"] |= _by_position(positions, positions["saes"][which], deviation["normalised"])
         own["all"] |= distributions.of_l0(l0s[which])
-        own["all"] |= distributions.of_latents(*latents[which], l0s[which].sum(), subject.sae.d)
+        own["all"] |= distributions.of_latents(*latents[which], l0s[which].sum(), subject.sae.d_out)
     return measured
 
 
-def _metrics(contexts: dict, deviation: dict, centers: dict, which: str, view: str, mse_scale: float) -> dict:
+def _metrics(contexts: dict, deviation: dict, centers: dict, which: str, view: str, mse_scale: float | None) -> dict:
     """The metrics of one autoencoder on one view, from sums over each context [C] and over each position [T, d]."""
     take = lambda tree: {name: value[view] for name, value in tree.items() if view in value}
     own, shared, counts = (take(tree) for tree in (contexts["saes"][which], contexts["shared"], contexts["counts"]))
@@ -92,7 +92,7 @@ def _metrics(contexts: dict, deviation: dict, centers: dict, which: str, view: s
         parts[unit] = error, square, reconstruction.ratio(error.sum(), spread)
     unexplained = contexts["unexplained"][which][view][view]
     out = {
-        "loss": reconstruction.ratio(mse_scale * parts["normalised"][0].sum(), kept * d),
+        "loss": mse_scale and reconstruction.ratio(mse_scale * parts["normalised"][0].sum(), kept * d),
         "nmse": parts["normalised"][2],
         "fvu": parts["lm"][2],
         "explained_variance": None if parts["lm"][2] is None else 1 - parts["lm"][2],
@@ -141,27 +141,35 @@ def _first(tree, contexts: int):
     return jax.tree.map(lambda a: np.asarray(a[:contexts], np.float64), tree)
 
 
-@partial(jax.jit, static_argnames=("kind", "first"))
-def _centers(x, kept, kind: str, first: int):
-    """Points near the means of x [b, T, d], {unit: {view: [d]}}: normalised, and in the units of the language model;
-    "first": in these too, of the `first` contexts alone.
+def _normalised(sae, arrays):
+    """`normalise_pair` of what a source gives, for `sae`."""
+    return normalise_pair(arrays, sae.spec.normalise, sae.spec.sections, sae.scale_out)
+
+
+@partial(jax.jit, static_argnames="first")
+def _centers(sae, arrays, kept, first: int):
+    """Points near the means of what should come out [b, T, d], the last of `arrays`, {unit: {view: [d]}}: normalised,
+    and in the units of the language model; "first": in these too, of the `first` contexts alone.
     """
-    units = {"normalised": normalise(x, kind)[0], "lm": x}
+    units = {"normalised": _normalised(sae, arrays)[1], "lm": arrays[-1]}
     centers = {unit: reconstruction.centers(a, kept) for unit, a in units.items()}
-    centers["first"] = reconstruction.centers(x, kept & (jnp.arange(len(kept)) < first)[:, None])
+    centers["first"] = reconstruction.centers(arrays[-1], kept & (jnp.arange(len(kept)) < first)[:, None])
     return jax.tree.map(lambda a: jax.reshard(a, REPLICATED), centers)
 
 
-@partial(jax.jit, static_argnames=("hook", "selection", "keeps_all"))
-def _per_token(saes: dict, x, kept, centers, lm, tokens, real, hook, selection, keeps_all: bool = True):
-    """Numbers [b, T] of each token of activations x [b@data, T, d], sums [T, d] of their differences from a center, and
-    sums [n] of each latent.
+@partial(jax.jit, static_argnames=("hook", "selection", "keeps_all", "mean_too"))
+def _per_token(
+    saes: dict, arrays, kept, centers, lm, tokens, real, hook, selection, keeps_all: bool = True, mean_too: bool = False
+):
+    """Numbers [b, T] of each token of activations (x,), or (what goes in, x that should come out), [b@data, T, d] each,
+    sums [T, d] of the differences of x from a center, and sums [n] of each latent.
 
     `kept` [b, T] says which tokens are reconstructed and count, `real` which are no padding. The losses need a language
-    model; without one they are left out. `keeps_all`: only contexts that fill up the batch are not kept.
+    model; without one they are left out. `keeps_all`: only contexts that fill up the batch are not kept. `mean_too`:
+    the loss with the mean of x in its place, as an autoencoder "mean".
     """
-    kind = saes["exported"].spec.normalise
-    normal, mean, scale = normalise(x, kind)
+    entering, normal, mean, scale = _normalised(saes["exported"], arrays)
+    x = arrays[-1]
     square, deviation = {}, {}
     for unit, a in (("normalised", normal), ("lm", x)):
         square[unit], deviation[unit] = reconstruction.squares(a, kept, centers[unit])
@@ -169,7 +177,7 @@ def _per_token(saes: dict, x, kept, centers, lm, tokens, real, hook, selection, 
     each, unexplained, latents, substitutes, shared, counts = {}, {}, {}, {}, {}, {"kept": kept}
     zero = lambda a: jnp.where(kept, a, 0)
     for which, sae in saes.items():
-        *of_tokens, fired, written = reconstruct_and_count(sae, in_rows(normal), in_rows(kept), selection)
+        *of_tokens, fired, written = reconstruct_and_count(sae, in_rows(entering), in_rows(kept), selection)
         xhat, l0 = (in_contexts(a, len(x)) for a in of_tokens)
         substitutes[which] = put_in(denormalise(xhat, mean, scale), x, kept)
         errors = {
@@ -182,7 +190,9 @@ def _per_token(saes: dict, x, kept, centers, lm, tokens, real, hook, selection, 
         latents[which] = fired, written
     if lm is not None:
         of_some = partial(_losses, hook=hook, keeps_all=keeps_all)
-        shared, own, of_text = on_contexts(of_some, lm, tokens, real, kept, x, substitutes)
+        means = {"mean": jnp.where(kept[..., None], centers["lm"]["all"], x)} if mean_too else {}
+        shared, own, of_text = on_contexts(of_some, lm, tokens, real, kept, x, substitutes | means)
+        shared |= {"ce_mean": own.pop("mean")["ce_substituted"]} if mean_too else {}
         each, counts = {which: values | own[which] for which, values in each.items()}, counts | of_text
     everywhere = lambda tree: jax.tree.map(lambda a: jax.reshard(a, REPLICATED), tree)
     out = {"square": square, "unexplained": unexplained, "saes": each, "shared": shared, "counts": counts}
@@ -228,6 +238,8 @@ MEANINGS = {
     great damage, so that even poor autoencoders are above 0.9: compare, and do not read it alone.""",
     "total_variation": "Half the sum of the changes of all probabilities, per position: from 0, no change, to 1.",
     "top1_consistency": "Share of positions at which the most probable token stays the same. 1 is perfect.",
+    "ce_recovered_mean": """The same from the mean activation at this place instead of zeros, for transcoders: zeros are
+    far from what a later layer has ever seen.""",
     "explained_variance": "1 - fvu, from sums over all tokens: the definition to compare with.",
     "explained_variance_per_token": """The mean over tokens of one minus each token's own ratio, as some libraries
     report it. Tokens near the mean weigh heavily, so it can be far from the other one.""",
@@ -254,7 +266,10 @@ EVALUATION = Evaluation(
     normalised units) are of the others. For the losses the reconstruction takes the activation's place at those tokens,
     and the others keep the language model's own; CE and KL are means over all tokens of the text, those too: CE over
     every predicted token, KL over every position. Zero-ablation has zeros at the same places. Sums over all tokens,
-    then one ratio; standard errors over contexts.""",
+    then one ratio; standard errors over contexts. Of a transcoder all this is measured of its output, at the place that
+    it replaces; ce_mean has there the mean activation of the first batch. Of a crosscoder all hook points are replaced
+    at once.""",
+    coders=("autoencoder", "transcoder", "crosscoder"),
     figure=figure,
     meanings=MEANINGS,
 )

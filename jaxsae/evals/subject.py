@@ -48,7 +48,8 @@ class Subject:
     tokens: int | None = None  # how many are asked for; all if None
     raw: SAE | None = None  # the weights without EMA, if there are any
     lm: LM | None = None  # None if activations come from files
-    hook: str | None = None
+    hook: str | tuple[str, ...] | None = None  # where reconstructions are put in; of a crosscoder several
+    hook_in: str | None = None  # of a transcoder: where it reads
     selection: Selection = EXACT
     facts: dict = field(default_factory=dict)  # what is known of its training, among it mse_scale
     tokenizer: Callable | None = None  # () -> Tokenizer
@@ -92,8 +93,13 @@ class Subject:
         for start in tqdm(starts, title, unit="batch", disable=self.quiet, leave=False):
             yield contexts(self.source, start, min(start + size, among.stop), up(size), self.mesh)
 
+    @property
+    def kind(self) -> str:
+        """What is evaluated: autoencoder, transcoder or crosscoder."""
+        return "transcoder" if self.hook_in else "crosscoder" if self.sae.spec.sections > 1 else "autoencoder"
+
     def activations(self, batch: Batch):
-        """The activations [b@data, T, d] of a batch."""
+        """The activations [b@data, T, d] of a batch, which are encoded."""
         return self.source.activations(batch.host)[0]
 
     def text(self, batch: Batch):

@@ -64,6 +64,8 @@ def check(subject: Subject, config: NoFlags):
             "--metrics synthetic needs activations whose features are known: train with --activations synthetic:NAME, "
             "or give it here"
         )
+    if subject.source.world.manifold > 1 or not subject.source.world.active:
+        raise BadInput("--metrics synthetic needs features that are directions: of these activations they are not")
     if subject.source.width != subject.sae.d:
         raise BadInput(
             f"the autoencoder has width {subject.sae.d}, and the synthetic activations {subject.source.width}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jaxsae.distributed import processes
 from jaxsae.errors import BadInput
-from jaxsae.interop.interface import Format
+from jaxsae.interop.interface import Format, Given
 from jaxsae.io import atomic, safetensors_rows
 from jaxsae.sae.types import SAE, Spec
 
@@ -18,6 +18,8 @@ WEIGHTS, CONFIG = "sae.safetensors", "config.json"
 VERSION = 2
 NAME = "jaxsae-"
 ARRAYS = ("W_enc", "b_enc", "W_dec", "b_dec")
+# Those that not every autoencoder has.
+OPTIONAL = ("b_in", "W_skip", "scale_out")
 
 
 def save(sae: SAE, folder: Path, about: dict):
@@ -26,7 +28,7 @@ def save(sae: SAE, folder: Path, about: dict):
     With several processes, all of them call this and the primary one writes.
     """
     arrays = {name: getattr(sae, name) for name in ARRAYS} | {f"extra.{k}": v for k, v in sae.extra.items()}
-    arrays |= {} if sae.b_in is None else {"b_in": sae.b_in}
+    arrays |= {name: getattr(sae, name) for name in OPTIONAL if getattr(sae, name) is not None}
     document = {"format": f"{NAME}{VERSION}", "spec": dataclasses.asdict(sae.spec), "about": about}
     text = json.dumps(document, indent=1, sort_keys=True)
     if not processes.is_primary():
@@ -37,6 +39,12 @@ def save(sae: SAE, folder: Path, about: dict):
     atomic.write_text(folder / CONFIG, text + "\n")
 
 
+def write(sae: SAE, about: dict, folder: Path) -> list[str]:
+    """`save` as formats have it: there is nothing that it cannot say."""
+    save(sae, folder, {name: value for name, value in about.items() if name != "spec"})
+    return []
+
+
 def find(path: Path) -> Path | None:
     """The weights in a run, in an exported folder, or the file itself."""
     if path.is_file():
@@ -44,17 +52,19 @@ def find(path: Path) -> Path | None:
     return next((file for file in (path / WEIGHTS, path / "sae" / WEIGHTS) if file.is_file()), None)
 
 
-def read(file: Path) -> tuple[SAE, dict]:
+def read(file: Path, given: Given) -> tuple[SAE, dict]:
     """An autoencoder whose arrays are read when they are indexed, and what it says of itself."""
     document = _document(file)
     spec, tensors = _spec(document, file), safetensors_rows.read(file)
     if missing := [name for name in ARRAYS if name not in tensors]:
         raise BadInput(f"{file} lacks {', '.join(missing)}: an autoencoder has {', '.join(ARRAYS)}")
     extra = {name.removeprefix("extra."): rows for name, rows in tensors.items() if name.startswith("extra.")}
-    if unknown := [name for name in tensors if name not in (*ARRAYS, "b_in") and not name.startswith("extra.")]:
+    if unknown := [name for name in tensors if name not in (*ARRAYS, *OPTIONAL) and not name.startswith("extra.")]:
         raise BadInput(f"{file} holds {', '.join(unknown)}, which this version of jaxsae does not know")
-    sae = SAE(*(tensors[name] for name in ARRAYS), spec, extra, tensors.get("b_in"))
-    return sae, {**document.get("about", {}), "spec": document["spec"]}
+    sae = SAE(*(tensors[name] for name in ARRAYS), spec, extra, *map(tensors.get, OPTIONAL))
+    about = document.get("about", {})
+    places = given.places(about.get("hook"), about.get("hook_out"), about.get("lm"), file)
+    return sae, {**about, **{name: value for name, value in places.items() if value}, "spec": document["spec"]}
 
 
 def _document(file: Path) -> dict:
@@ -94,4 +104,4 @@ def _spec(document: dict, file: Path) -> Spec:
     return Spec(**{name: tuple(value) if isinstance(value, list) else value for name, value in spec.items()})
 
 
-FORMAT = Format(find, read, save)
+FORMAT = Format(find, read, write, (WEIGHTS, CONFIG))

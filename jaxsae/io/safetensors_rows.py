@@ -139,6 +139,16 @@ def read(file: Path) -> dict[str, Rows]:
         raise BadInput(f"{file} cannot be read: {error}") from error
 
 
+def mapped(file: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file by name, as maps of it that can only be read. Raises BadInput as `read` does."""
+    known, (facts, start) = read(file), header(file)
+    if not file.stat().st_size > start:
+        return {name: np.zeros(rows.shape, rows.dtype) for name, rows in known.items()}
+    data = np.memmap(file, np.uint8, "r")
+    place = lambda name: start + facts[name]["data_offsets"][0]
+    return {name: np.ndarray(rows.shape, rows.dtype, data, place(name)) for name, rows in known.items()}
+
+
 def header(file: Path) -> tuple[dict, int]:
     """The header of a file as JSON, and the number of bytes before its first tensor. Raises BadInput without one."""
     try:

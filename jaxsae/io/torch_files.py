@@ -6,6 +6,7 @@ that may call anything. Here it may call what rebuilds a tensor and make plain c
 
 import io
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -56,7 +57,7 @@ def load(path: str | Path) -> Any:
         if order is not None and zips.contents(path, order).tobytes() != b"little":
             raise BadInput(f"{path} was saved on a big-endian machine: save it on a little-endian one")
         storage = lambda key: zips.contents(path, members[f"{folder}data/{key}"])
-        return _Unpickler(zips.contents(path, members[pickles[0]]), path, storage).load()
+        return _Unpickler(_checked(zips.contents(path, members[pickles[0]])), path, storage).load()
     except BadInput:
         raise
     except _DAMAGED as error:
@@ -71,6 +72,39 @@ def tensors(path: str | Path) -> dict[str, np.ndarray]:
     Raises BadInput as `load` does.
     """
     return dict(_named(load(path), ""))
+
+
+def save(path: Path, tensors: dict[str, np.ndarray]):
+    """Write {name: array} as torch.save writes an OrderedDict of tensors; `torch.load` reads it (weights_only too)."""
+    names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+    arrays = {name: np.asarray(a, order="C") for name, a in tensors.items()}
+    program = [b"\x80\x02", _EMPTY, b"("]
+    for number, (name, a) in enumerate(arrays.items()):
+        steps = tuple(step // a.itemsize for step in a.strides)
+        kept = b"(" + _text("storage") + f"ctorch\n{names[a.dtype]}\n".encode() + _text(str(number)) + _text("cpu")
+        tensor = kept + _whole(a.size) + b"tQ" + _whole(0) + _tuple(a.shape) + _tuple(steps) + b"\x89" + _EMPTY
+        program += [_text(name), b"ctorch._utils\n_rebuild_tensor_v2\n(", tensor, b"tR"]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"".join([*program, b"u."]))
+        archive.writestr("archive/byteorder", "little")
+        for number, a in enumerate(arrays.values()):
+            archive.writestr(f"archive/data/{number}", a.tobytes())
+        archive.writestr("archive/version", "3\n")
+
+
+# Opcodes of pickles of protocol 2.
+_EMPTY = b"ccollections\nOrderedDict\n)R"
+_text = lambda word: b"X" + len(word.encode()).to_bytes(4, "little") + word.encode()
+_whole = lambda number: b"\x8a\x08" + number.to_bytes(8, "little", signed=True)
+_tuple = lambda numbers: b"(" + b"".join(map(_whole, numbers)) + b"t"
+
+
+def _checked(data: np.ndarray) -> np.ndarray:
+    """A pickle, if what it remembers is numbered within its length: Python makes room for the largest number."""
+    for opcode, argument, _ in pickletools.genops(data.tobytes()):
+        if opcode.name.endswith("PUT") and argument > len(data):
+            raise ValueError(f"its pickle remembers something as number {argument}")
+    return data
 
 
 def _named(value, name: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -13,6 +13,8 @@ _NAMES = {
     "depth": "jaxsae.lm.architecture",
     "final": "jaxsae.lm.model",
     "load": "jaxsae.lm.weights",
+    "on_device": "jaxsae.lm.weights",
+    "open_model": "jaxsae.lm.weights",
     "load_tokenizer": "jaxsae.lm.tokenizer",
     "prefix": "jaxsae.lm.model",
     "process_weights": "jaxsae.lm.model",

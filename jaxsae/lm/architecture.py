@@ -21,6 +21,15 @@ from jaxsae.lm.hooks import Hook
 ARCHITECTURES = {
     "gpt2": "jaxsae.lm.gpt2",
     "gpt_neo": "jaxsae.lm.gpt_neo",
+    "gpt_neox": "jaxsae.lm.gpt_neox",
+    "llama": "jaxsae.lm.llama",
+    "mistral": "jaxsae.lm.mistral",
+    "qwen2": "jaxsae.lm.qwen2",
+    "qwen3": "jaxsae.lm.qwen3",
+    "gemma": "jaxsae.lm.gemma",
+    "gemma2": "jaxsae.lm.gemma2",
+    "gemma3": "jaxsae.lm.gemma3",
+    "gemma3_text": "jaxsae.lm.gemma3",
 }
 
 
@@ -53,11 +62,13 @@ class Architecture:
     final_norm: Callable
     """(params, config, stream at the last cut) -> what the unembedding reads, [B, T, D]."""
     unembed: Callable
-    """(params, config, x [..., D]) -> logits [..., V]."""
+    """(params, config, x [..., D]) -> logits [..., V] before `cap`: an affine function of x."""
     flops: Callable
     """(config) -> forward FLOPs per token of each sublayer, last of the unembedding; attention's own left out."""
     fold: Callable
     """(params, config) -> (params, config) with TransformerLens's weight processing (see fold.py)."""
+    cap: Callable = lambda config, logits: logits
+    """(config, logits [..., V]) -> the logits [..., V]: a soft-cap, each from its own, in families that have one."""
 
 
 def get(name: str) -> Architecture:
@@ -110,7 +121,31 @@ def block_starts(config, hook) -> list[str]:
     return [start for start in starts if depth(config, start) > depth(config, hook)]
 
 
+def around(config, hook) -> tuple[str, str]:
+    """The residual hook points before and after `hook`, which is inside a sublayer; twice itself if it is residual."""
+    i, at_cut = places(config)[parse(config, hook)]
+    if at_cut:
+        return str(hook), str(hook)
+    cuts = of(config).cuts(config)
+    return str(cuts[i][0]), str(cuts[i + 1][0])
+
+
+def check_order(config, hook, later):
+    """Raises BadInput if hook point `later` is not after `hook` in the network."""
+
+    def position(name):
+        hook = parse(config, name)
+        i, at_cut = places(config)[hook]
+        return i, 0 if at_cut else 1 + of(config).inside(config)[i].index(hook)
+
+    if position(later) <= position(hook):
+        raise BadInput(f"{later} is not after {hook} in the network: give a later hook point")
+
+
 def flops(config, hook) -> tuple[int, int]:
-    """Forward FLOPs per token before and after residual hook point `hook`; the products inside attention left out."""
-    costs, cut = of(config).flops(config), depth(config, hook)
+    """Forward FLOPs per token before and after hook point `hook`; the products inside attention left out.
+
+    All of the sublayer that a hook point is inside counts as after it.
+    """
+    costs, cut = of(config).flops(config), places(config)[parse(config, hook)][0]
     return sum(costs[:cut]), sum(costs[cut:])

@@ -1,4 +1,5 @@
-"""Causal attention with padding, for every family. B sequences, T positions, H heads, K width of a head.
+"""Causal attention with padding, for every family. B sequences, T positions, H heads, G key-value
+heads, K width of a head.
 
 A mask [B, T] is True at real tokens, and None if all are. Padding, wherever it is, does not show at real tokens: they
 do not attend to it, and their positions do not count it.
@@ -6,6 +7,8 @@ do not attend to it, and their positions do not count it.
 
 import jax
 import jax.numpy as jnp
+
+from jaxsae.lm.layers import soft_cap
 
 
 def positions(mask, length: int):
@@ -32,17 +35,24 @@ def visible(length: int, window: int | None = None, mask=None):
     return seen | jnp.eye(length, dtype=bool)
 
 
-def attention(q, k, v, scale: float, window: int | None = None, mask=None):
-    """Attention [B, T, H, K] of q to k and v, [B, T, H, K] each, over the last `window` tokens (default: all)."""
+def attention(q, k, v, scale: float, window: int | None = None, mask=None, cap: float | None = None):
+    """Attention [B, T, H, K] of q [B, T, H, K] to k and v, over the last `window` tokens (default: all).
+
+    k and v are [B, T, G, K]: each of their G heads serves H / G heads of q that lie side by side. With a `cap` the
+    logits are soft-capped at it (layers.py).
+    """
     T = q.shape[1]
-    if q.dtype != jnp.float64:
+    if q.dtype != jnp.float64 and cap is None:
         if mask is not None:
             return jax.nn.dot_product_attention(q, k, v, scale=scale, mask=visible(T, window, mask)[:, None])
         # JAX counts the positions before and after a token, and not the token itself.
         local = None if window is None else (window - 1, 0)
         return jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=True, local_window_size=local)
-    # jax.nn.dot_product_attention takes its softmax in float32 whatever the input; float64 is asked for to compare
-    # to more digits than that.
-    logits = jnp.einsum("bthd,bshd->bhts", q, k) * scale
-    seen = jnp.expand_dims(visible(T, window, mask), -3)
-    return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(jnp.where(seen, logits, -jnp.inf)), v)
+    # jax.nn.dot_product_attention has no cap, and takes its softmax in float32 whatever the input; float64 is asked for
+    # to compare to more digits than that.
+    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
+    logits = soft_cap(jnp.einsum("btghk,bsgk->bghts", grouped, k) * scale, cap)
+    seen = visible(T, window, mask)
+    seen = seen if mask is None else seen[:, None, None]
+    weights = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf))
+    return jnp.einsum("bghts,bsgk->btghk", weights, v).reshape(q.shape)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxsae.lm import late
 from jaxsae.lm.model import LM, unembed
 
 # Logits that stay in a CPU's caches.
@@ -22,13 +23,17 @@ def kl(original, substituted):
     return (jnp.exp(p) * (p - q)).sum(-1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def kl_of_streams(lm: LM, original, substituted, chunk: int, reverse: bool = False):
     """KL(original || substituted) from two arrays [N, d] of what the unembedding reads (`lm.final`); returns [N].
 
     `reverse` gives KL(substituted || original). The logits of `chunk` tokens exist at once: neither [N, V] nor a
     gradient of the language model is ever made, and the gradient reaches `substituted` alone.
     """
+    return _kl_of_streams(late.gathered(lm, "unembed", substituted), original, substituted, chunk, reverse)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _kl_of_streams(lm: LM, original, substituted, chunk: int, reverse: bool):
     divergence = (lambda p, q: kl(q, p)) if reverse else kl
     return _in_chunks(lambda p, q: divergence(unembed(lm, p), unembed(lm, q)), chunk, original, substituted)
 
@@ -57,7 +62,7 @@ def _backward(chunk: int, reverse: bool, slopes, g):
     return None, None, slopes * g[:, None]
 
 
-kl_of_streams.defvjp(_forward, _backward)
+_kl_of_streams.defvjp(_forward, _backward)
 
 
 def _in_chunks(function, chunk: int, *streams):

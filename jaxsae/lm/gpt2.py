@@ -13,20 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsae.errors import BadInput
+from jaxsae.lm import blocks
 from jaxsae.lm import hf as files
 from jaxsae.lm.architecture import Architecture
 from jaxsae.lm.attention import attention, positions
 from jaxsae.lm.fold import centre, plain, read_through
 from jaxsae.lm.hooks import Hook
+from jaxsae.lm.layers import ACTIVATIONS
 from jaxsae.precision import PRECISION, Precision, dense_dot, matmul
-
-ACTIVATIONS = {
-    "gelu_new": nn.gelu,
-    "gelu_pytorch_tanh": nn.gelu,
-    "gelu": lambda x: nn.gelu(x, approximate=False),
-    "relu": nn.relu,
-    "silu": nn.silu,
-}
 
 
 @dataclass(frozen=True)
@@ -107,7 +101,9 @@ class GPT2(nn.Module):
             self.lm_head = nn.Dense(c.vocab_size, dot_general=dense_dot(c.precision))
 
     def embed(self, tokens, mask):
-        return self.wte(tokens) + self.wpe(positions(mask, tokens.shape[-1]))
+        rows = self.wte(tokens), self.wpe(positions(mask, tokens.shape[-1]))
+        # Of tables in half precision only the rows that are read are widened.
+        return sum(x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in rows)
 
     def sublayer(self, x, i, mask, tap):
         block = self.h[i // 2]
@@ -135,19 +131,6 @@ def _piece(method):
 
 def shapes(config: GPT2Config) -> dict:
     return jax.eval_shape(GPT2(config).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))["params"]
-
-
-def cuts(config: GPT2Config) -> tuple[tuple[Hook, ...], ...]:
-    names = [[] for _ in range(2 * config.n_layer + 1)]
-    for layer in range(config.n_layer):
-        for i, kind in enumerate(("hook_resid_pre", "hook_resid_mid", "hook_resid_post")):
-            names[2 * layer + i].append(Hook(layer, kind))
-    return tuple(map(tuple, names))
-
-
-def inside(config: GPT2Config) -> tuple[tuple[Hook, ...], ...]:
-    halves = ("attn.hook_z", "hook_attn_out"), ("mlp.hook_in", "mlp.hook_post", "hook_mlp_out")
-    return tuple(tuple(Hook(i // 2, kind) for kind in halves[i % 2]) for i in range(2 * config.n_layer))
 
 
 def width(config: GPT2Config, hook: Hook) -> int:
@@ -275,8 +258,8 @@ ARCHITECTURE = Architecture(
     read_config=read_config,
     from_hf=from_hf,
     shapes=shapes,
-    cuts=cuts,
-    inside=inside,
+    cuts=lambda config: blocks.cuts(config.n_layer),
+    inside=lambda config: blocks.inside(config.n_layer),
     width=width,
     embed=_piece(GPT2.embed),
     sublayer=_piece(GPT2.sublayer),

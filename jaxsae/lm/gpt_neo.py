@@ -11,7 +11,8 @@ import numpy as np
 from jaxsae.errors import BadInput
 from jaxsae.lm import gpt2
 from jaxsae.lm import hf as files
-from jaxsae.lm.gpt2 import ACTIVATIONS, GPT2Config
+from jaxsae.lm.gpt2 import GPT2Config
+from jaxsae.lm.layers import ACTIVATIONS
 from jaxsae.precision import Precision
 
 

@@ -2,19 +2,19 @@
 
 The names are TransformerLens's. `blocks.L.` is followed by one of
 
-    hook_resid_pre    residual stream entering block L            d     hidden_states[L]
-    hook_resid_mid    ... after the block's attention             d     (not if attention and MLP run in parallel)
-    hook_resid_post   ... leaving block L                         d     hidden_states[L + 1] (but before ln_f)
-    hook_attn_out     what attention adds to the stream           d     transformer.h.L.attn
-    hook_mlp_out      what the MLP adds to the stream             d     transformer.h.L.mlp
-    attn.hook_z       attention's heads, side by side             H K   input of transformer.h.L.attn.c_proj, or of
-                                                                        transformer.h.L.attn.attention.out_proj
-    mlp.hook_in       what the MLP reads                          d     transformer.h.L.ln_2
-    mlp.hook_post     MLP neurons after the activation function   4 d   transformer.h.L.mlp.act
+    hook_resid_pre    residual stream entering block L                     d     input of B
+    hook_resid_mid    ... after the block's attention                      d     (not in parallel blocks)
+    hook_resid_post   ... leaving block L                                  d     output of B (before the final norm)
+    hook_attn_out     what attention adds to the stream                    d     output of B.self_attn
+    hook_mlp_out      what the MLP adds to the stream                      d     output of B.mlp
+    attn.hook_z       attention's heads, side by side                      H K   input of B.self_attn.o_proj
+    mlp.hook_in       what the MLP reads, after the norm and its gain      d     input of B.mlp
+    mlp.hook_post     what the MLP's output matrix reads                   F     input of B.mlp.down_proj
 
-The last column is where Hugging Face's GPT-2 and GPT-Neo have the same activation: as a hidden state, as a module's
-output, or as its input. `attn.hook_z` has the H heads of width K side by side, TransformerLens's [..., H, K] flattened.
-`mlp.hook_in` comes after the norm's gain and bias, as TransformerLens's `ln2.hook_normalized` does in these families.
+of d the width of the stream, H heads of width K, F neurons. The last column is where Hugging Face's Llama has the same
+activation, with B for `model.layers.L`; docs/language-models.md has it for every family. In families that normalise
+what a sublayer writes, `hook_attn_out` and `hook_mlp_out` come after that norm. `attn.hook_z` is TransformerLens's
+[..., H, K] flattened.
 """
 
 import re

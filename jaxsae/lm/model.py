@@ -25,10 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsae.errors import BadInput
+from jaxsae.lm import late
 from jaxsae.lm.architecture import depth, of, parse, places
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["config", "folder"])
+@partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["config", "folder", "split"])
 @dataclass(frozen=True)
 class LM:
     """A language model: its family's parameters and config, and the folder that its tokenizer's files lie in."""
@@ -36,6 +37,9 @@ class LM:
     params: Any
     config: Any
     folder: str | None = None
+    split: tuple[int | None, ...] | None = None
+    """For each leaf of `params` the axis along which it is split over all devices of a mesh, None if it lies whole on
+    every device; None if all do."""
 
     def prefix(self, tokens, hook, mask=None):
         return prefix(self, tokens, hook, mask)
@@ -61,17 +65,21 @@ def prefix(lm: LM, tokens, hook, mask=None):
     if at_cut:
         return stream
     seen = {}
-    of(lm.config).sublayer(lm.params, lm.config, stream, cut, mask, seen.setdefault)
+    _sublayer(lm, stream, cut, mask, seen.setdefault)
     return seen[hook]
 
 
-def advance(lm: LM, stream, start, stop, mask=None):
-    """The residual stream [B, T, D] at hook `stop` from that at `start`; only what lies between is computed."""
+def advance(lm: LM, stream, start, stop, mask=None, taps: Mapping[str, Callable] = {}):
+    """The residual stream [B, T, D] at hook `stop` from that at `start`; only what lies between is computed.
+
+    Each tap sees the activation at its hook, after `start`, and returns what replaces it.
+    """
     _check_mask(mask, stream.shape[:-1])
     first, last = depth(lm.config, start), depth(lm.config, stop)
     if last < first:
         raise BadInput(f"{stop} lies before {start}: the stream cannot be run backwards")
-    return _through(lm, stream, first, last, mask)
+    taps = {parse(lm.config, name): tap for name, tap in taps.items()}
+    return _through(lm, stream, first, last, mask, lambda hook, value: taps[hook](value) if hook in taps else value)
 
 
 def final(lm: LM, stream, hook, mask=None):
@@ -82,7 +90,17 @@ def final(lm: LM, stream, hook, mask=None):
 
 def unembed(lm: LM, x):
     """Logits [..., V] of the final, normalised stream [..., D]."""
-    return of(lm.config).unembed(lm.params, lm.config, x)
+    return cap(lm, affine_logits(lm, x))
+
+
+def affine_logits(lm: LM, x):
+    """Logits [..., V] before the soft-cap that some families have, an affine function of the final stream [..., D]."""
+    return late.call(lambda params, x: of(lm.config).unembed(params, lm.config, x), lm, "unembed", x)
+
+
+def cap(lm: LM, logits):
+    """Logits [..., V] from those before the soft-cap, each from its own."""
+    return of(lm.config).cap(lm.config, logits)
 
 
 def suffix(lm: LM, stream, hook, mask=None):
@@ -128,25 +146,32 @@ def _embed(lm: LM, tokens, mask):
     _check_tokens(lm, tokens, mask)
     # Padding may have any id: a number that is not one would reach real tokens, even with a weight of 0.
     tokens = tokens if mask is None else jnp.where(jnp.asarray(mask, bool), tokens, 0)
-    return of(lm.config).embed(lm.params, lm.config, tokens, mask)
+    return late.call(lambda params, tokens: of(lm.config).embed(params, lm.config, tokens, mask), lm, "embed", tokens)
 
 
-def _through(lm: LM, stream, start: int, stop: int, mask, tap=lambda hook, value: value):
+def _sublayer(lm: LM, stream, i: int, mask, tap=None):
+    """The stream at cut i + 1 from that at cut i. What `tap` sees may leave the sublayer, so it is not run again."""
+    taken = (lambda hook, value: value) if tap is None else tap
+    run = lambda params, stream: of(lm.config).sublayer(params, lm.config, stream, i, mask, taken)
+    return late.call(run, lm, "sublayer", stream, i, again=tap is None)
+
+
+def _through(lm: LM, stream, start: int, stop: int, mask, tap=None):
     """The stream at cut `stop` from that at cut `start`, with a tap at every hook point after `start`."""
-    family = of(lm.config)
-    cuts = family.cuts(lm.config)
+    cuts = of(lm.config).cuts(lm.config)
     for i in range(start, stop):
-        stream = family.sublayer(lm.params, lm.config, stream, i, mask, tap)
-        for hook in cuts[i + 1]:
+        stream = _sublayer(lm, stream, i, mask, tap)
+        for hook in cuts[i + 1] if tap is not None else ():
             stream = tap(hook, stream)
     return stream
 
 
-def _finish(lm: LM, stream, start: int, mask, *tap):
+def _finish(lm: LM, stream, start: int, mask, tap=None):
     """What the unembedding reads, from the stream at cut `start`."""
     family = of(lm.config)
-    stream = _through(lm, stream, start, len(family.cuts(lm.config)) - 1, mask, *tap)
-    return family.final_norm(lm.params, lm.config, stream)
+    stream = _through(lm, stream, start, len(family.cuts(lm.config)) - 1, mask, tap)
+    norm = lambda params, stream: family.final_norm(params, lm.config, stream)
+    return late.call(norm, lm, "final_norm", stream)
 
 
 def _check_tokens(lm: LM, tokens, mask):

@@ -60,12 +60,16 @@ class Tokenizer:
         return rows
 
     def encode_chats(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of chats as `render_chats` gives them: there the special tokens are what they say."""
+        """Token ids of chats as `render_chats` gives them: there the special tokens are what they say.
+
+        A template that begins a chat with `bos` does so for a text that stands alone: here contexts begin with it.
+        """
         self.backend.encode_special_tokens = False
         try:
-            return self.encode(texts)
+            rows = self.encode(texts)
         finally:
             self.backend.encode_special_tokens = True
+        return [ids[1:] if ids and ids[0] == self.bos else ids for ids in rows]
 
     def encode_documents(self, texts: list[str]) -> list[np.ndarray]:
         """What `encode` gives, as int32 arrays; long texts are encoded in pieces if that does not show."""
@@ -137,9 +141,17 @@ def tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer:
     """The tokenizer in the folder of a model with `vocab_size` entries. Raises BadInput as `load_tokenizer` does."""
     has = lambda *names: all((folder / name).is_file() for name in names)
     if not has("tokenizer.json") and not has("vocab.json", "merges.txt"):
-        raise BadInput(
-            f"{folder} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt), and text input needs one"
+        message = (
+            f"{folder} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt), and text input needs one: "
+            "put its files there, or give token ids (--text tokens:FILE.npy)"
         )
+        if has("tokenizer.model"):
+            message = (
+                f"{folder} holds its tokenizer as tokenizer.model alone, which is not read: write tokenizer.json "
+                f"beside it, by transformers' AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}') "
+                "with the package sentencepiece"
+            )
+        raise BadInput(message)
     try:
         tokenizer = (_from_json if has("tokenizer.json") else _from_vocabulary)(folder)
     except BadInput:
@@ -193,7 +205,7 @@ def make_tokenizer(backend: tokenizers.Tokenizer, name: str, about: dict = {}) -
     # A file may forget to say that its own end-of-text token is special, and then it would be read from texts.
     added = [token for token in backend.get_added_tokens_decoder().values() if not token.special]
     backend.add_special_tokens([token.content for token in added if token.content in named])
-    bos = _bos(backend, about)
+    bos = _bos(backend, about, name)
     start = bos if bos is not None else vocabulary.get(_content(about.get("bos_token")), end)
     return Tokenizer(
         backend, end, name, bos, _in_pieces(json.loads(backend.to_str())), start, None, _chat_template(about, name)
@@ -251,10 +263,23 @@ def _content(token) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _bos(backend: tokenizers.Tokenizer, about: dict) -> int | None:
-    """The token to begin contexts with: what the tokenizer is set up to put before a text, None if nothing."""
-    if "add_bos_token" in about:
-        return backend.token_to_id(_content(about["bos_token"])) if about["add_bos_token"] else None
+def _bos(backend: tokenizers.Tokenizer, about: dict, name: str) -> int | None:
+    """The token to begin contexts with: what the tokenizer is set up to put before a text, None if nothing.
+
+    `add_bos_token` of tokenizer_config.json decides (Gemma, Llama 2: true; Qwen: false); if it is not there, the
+    post-processor of tokenizer.json (Llama 3 has one that puts a token first; GPT-2 and Pythia have none).
+    """
+    if about.get("add_bos_token") is not None:
+        if not about["add_bos_token"]:
+            return None
+        token = _content(about.get("bos_token"))
+        bos = None if token is None else backend.token_to_id(token)
+        if bos is None:
+            raise BadInput(
+                f"tokenizer_config.json in {name} says add_bos_token, but its bos_token is {token!r}, which is no "
+                "token of tokenizer.json: name the token, or say add_bos_token false"
+            )
+        return bos
     encoding = backend.encode("a")
     special = encoding.special_tokens_mask[:1] == [1] and encoding.offsets[0] == (0, 0)
     return encoding.ids[0] if special else None

@@ -4,6 +4,7 @@ torch.
 
 import json
 import zlib
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from jaxsae.lm.model import LM
 from jaxsae.precision import Precision
 
 EMBEDDED = "embedded"
+# Numbers that are read at once to be counted into a checksum.
+BLOCK = 1 << 24
 
 
 def load(name: str = EMBEDDED, precision: Precision = "float32", dtype=jnp.float32) -> LM:
@@ -27,12 +30,24 @@ def load(name: str = EMBEDDED, precision: Precision = "float32", dtype=jnp.float
     `precision` is that of its matrix products, `dtype` that of its parameters. Raises BadInput if the name is neither,
     or if the model does not load or is of no family in architecture.py.
     """
+    return on_device(open_model(name, precision), dtype)
+
+
+def open_model(name: str = EMBEDDED, precision: Precision = "float32") -> LM:
+    """What `load` loads, with maps of its files in the place of arrays: NumPy arrays, in the type that they are stored
+    in, of which nothing is read before it is used.
+    """
     folder = find_folder(name)
     config = read_config(folder, precision)
     family = architecture.of(config)
-    params = family.from_hf(_read_tensors(folder), config, folder)
+    params = family.from_hf(_open_tensors(folder), config, folder)
     files.check_shapes(params, family.shapes(config), folder)
-    return LM(jax.tree.map(lambda x: jnp.asarray(x, dtype), params), config, str(folder))
+    return LM(params, config, str(folder))
+
+
+def on_device(lm: LM, dtype=jnp.float32) -> LM:
+    """`lm` with arrays of JAX's, on its default device."""
+    return replace(lm, params=jax.tree.map(lambda x: jnp.array(x, dtype), lm.params))
 
 
 def find_folder(name: str) -> Path:
@@ -45,12 +60,15 @@ def find_folder(name: str) -> Path:
         raise BadInput(f"--lm {name}: there is no such folder; allowed are {EMBEDDED}, a folder, or a hub name")
     from huggingface_hub import snapshot_download
 
-    # The formats of other frameworks lie beside the weights on the hub.
+    # The formats of other frameworks, and copies of the weights in other layouts, lie beside them on the hub.
     patterns = [
         "config.json",
-        "*.safetensors",
-        "*.safetensors.index.json",
-        "tokenizer*.json",
+        "model.safetensors",
+        "model-*-of-*.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
         "vocab.json",
         "merges.txt",
         "chat_template.jinja",
@@ -79,11 +97,8 @@ def read_config(folder: Path, precision: Precision = "float32"):
     return architecture.get(family).read_config(hf, folder, precision)
 
 
-def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of one or sharded safetensors files."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
+def _open_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """All tensors of one or sharded safetensors files, as maps of them."""
     index = folder / "model.safetensors.index.json"
     if not index.exists() and not (folder / "model.safetensors").exists():
         raise BadInput(
@@ -95,16 +110,19 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
         names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
         tensors = {}
         for name in sorted(names):
-            safetensors_rows.check_types(folder / name)
-            tensors |= load_file(folder / name)
+            tensors |= safetensors_rows.mapped(folder / name)
         return tensors
-    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise BadInput(f"the weights in {folder} cannot be read (safetensors files are needed): {error}") from error
 
 
 def checksum(lm: LM) -> int:
-    """A number that changes when a model's weights do."""
+    """A number that changes when a model's weights do: of their values as float32, whatever type they are kept in."""
     crc = 0
     for leaf in jax.tree.leaves(lm.params):
-        crc = zlib.crc32(np.ascontiguousarray(leaf), crc)
+        # A part at a time, because the whole may be larger than the memory.
+        rows = max(1, BLOCK * len(leaf) // leaf.size) if leaf.ndim else 1
+        for start in range(0, len(leaf) if leaf.ndim else 1, rows):
+            part = leaf[start : start + rows] if leaf.ndim else leaf
+            crc = zlib.crc32(np.ascontiguousarray(part, np.float32), crc)
     return crc

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from jaxsae.config import Config
 from jaxsae.distributed.mesh import mesh_shape
 from jaxsae.errors import BadInput
-from jaxsae.planning import compiler, estimate, timing
+from jaxsae.planning import compiler, estimate, language_model, timing
 from jaxsae.planning.devices import Topology
 from jaxsae.training.config import check_division
 
@@ -29,7 +29,8 @@ class Plan:
     fits: bool
     bytes: dict[str, int]
     """parameters, optimizer, ema, other (the rest of the state), gradients, temporaries (all else that a step makes),
-    batch, data (buffered activations and the language model), program; their `total`, and what is `available`."""
+    batch, data (buffered activations), lm and lm_work (language_model.py), program; their `total`, and what is
+    `available`."""
     temporaries: dict[str, int]
     """Bytes of the largest temporaries by what needs them, from formulas; not all of them exist at once."""
     flops: dict[str, int]
@@ -44,12 +45,13 @@ class Plan:
     """What the compiler says of the real step (`compiler.compiled`); None if all is from formulas."""
 
 
-def plan(config: Config, topology: Topology, d: int, lm_bytes: int = 0, compile: bool = True) -> Plan:
+def plan(config: Config, topology: Topology, d: int, lm=None, compile: bool = True) -> Plan:
     """The plan of one run. With libtpu, and for a TPU, its step is compiled unless `compile` is false.
 
-    `lm_bytes` is what the language model holds of every device. Raises BadInput for a mesh that does not divide.
+    `lm` is the config of the language model that it runs, None if it runs none. Raises BadInput for a mesh that does
+    not divide.
     """
-    estimated = _estimated(config, topology, _size(config, topology, d), lm_bytes)
+    estimated = _estimated(config, topology, _size(config, topology, d), lm)
     if not (compile and topology.device.kind == "tpu" and compiler.available()):
         return estimated
     return _with(estimated, compiler.compiled(config, d, topology, estimated.mesh))
@@ -71,17 +73,21 @@ def _size(config: Config, topology: Topology, d: int) -> estimate.Size:
     return estimate.Size(config.sae, config.training, d, data, latent)
 
 
-def _estimated(config: Config, topology: Topology, size: estimate.Size, lm_bytes: int) -> Plan:
+def _estimated(config: Config, topology: Topology, size: estimate.Size, lm) -> Plan:
     state = estimate.state_bytes(size)
     gradients = state["parameters"]
     temporaries = estimate.temporary_bytes(size, gradients, topology.device.kind)
     batch = 4 * size.b * size.d
+    of_lm = {"lm": 0, "lm_work": 0}
+    if lm is not None:
+        of_lm = language_model.lm_bytes(config, lm, size.data * size.latent, topology.device.kind)
     parts = {
         **state,
         "gradients": gradients,
         "temporaries": estimate.at_once(temporaries, gradients, size.family.dense),
         "batch": batch,
-        "data": config.data.buffer_batches * batch + lm_bytes,
+        "data": config.data.buffer_batches * batch,
+        **of_lm,
         "program": 0,
     }
     total, available = sum(parts.values()), int(topology.device.memory)
@@ -119,7 +125,7 @@ def _with(estimated: Plan, compiled: dict) -> Plan:
     else:
         placed = sizes.get("placed") or sizes["arguments"] + sizes["temporaries"] + sizes["outputs"]
         program = sizes["program"]
-    total = placed + program + parts["data"]
+    total = placed + program + parts["data"] + parts["lm"] + parts["lm_work"]
     held = sum(parts[name] for name in ("parameters", "optimizer", "ema", "other", "gradients", "batch"))
     return replace(
         estimated,

@@ -9,7 +9,9 @@ from jaxsae.planning.plan import Plan
 
 NOTES = {
     "other": "counters, keys",
-    "data": "buffered activations, the language model",
+    "data": "buffered activations",
+    "lm": "the language model's parameters",
+    "lm_work": "roughly: parameters gathered or widened, its activations",
     "available": "of the device's memory, to JAX",
 }
 

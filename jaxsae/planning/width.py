@@ -1,4 +1,4 @@
-"""The width of the activations of a run and the bytes of its language model, from files' headers alone."""
+"""The width of the activations of a run and the shape of its language model, from files' headers alone."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def width(config: Config) -> int:
     if config.data.activations is not None:
         return width_of(config.data.activations)
     lm = lm_config(config)
-    return architecture.width(lm, config.lm.hook or default_hook(lm.n_layer))
+    return sum(architecture.width(lm, hook) for hook in config.hooks or [default_hook(lm.n_layer)])
 
 
 def lm_config(config: Config):
@@ -37,11 +37,3 @@ def lm_config(config: Config):
             f"--lm {name} is neither {weights.EMBEDDED} nor a folder, and its config.json could not be had from the "
             f"hub; give --d-model, the width of its activations: {error}"
         ) from error
-
-
-def lm_bytes(lm) -> int:
-    """Of a language model's weights, which every device holds whole, from its config."""
-    import jax
-
-    shapes = architecture.of(lm).shapes(lm)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))

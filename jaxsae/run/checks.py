@@ -1,6 +1,7 @@
 """Everything that can be wrong with a training run, found before anything is written."""
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from jaxsae.config import Config, fields_of
 from jaxsae.distributed import processes
 from jaxsae.distributed.mesh import make_mesh, mesh_shape
 from jaxsae.errors import BadInput
+from jaxsae.lm.architecture import parse
 from jaxsae.run import folder as folders
 from jaxsae.run import identity, places, saved
 from jaxsae.run.folder import CONFIG
@@ -31,26 +33,40 @@ def starts_from(folder: Path, config: Config) -> str | None:
     return None if any(folder.glob("checkpoints/*")) else config.training.init_from
 
 
-def check_objective(config: Config, lm, hook: str):
+def check_objective(config: Config, lm, hook: str | tuple[str, ...]):
     """Raises BadInput if the objective cannot be computed at `hook` of a language model, whose configuration `lm` is
-    (None: activations come from files).
+    (None: activations come from files), or if the autoencoder does not divide over --mesh.
     """
+    if lm is not None:
+        for name in (hook,) if isinstance(hook, str) else hook:
+            parse(lm, name)
+    if (mesh := config.training.batch.mesh) is not None:
+        check_division(config.sae, config.training, config.data.context, *mesh)
     reads_contexts = config.training.type.reads == "contexts"
-    make_objective([(hook, config.sae)], config.training, lm if reads_contexts else None)
+    make_objective([(hook, config.sae)], config.training, lm if reads_contexts else None, config.lm.hook_out)
 
 
-def training_mesh(config: Config, d: int) -> jax.sharding.Mesh:
+def training_mesh(configs: Sequence[Config], d: int) -> jax.sharding.Mesh:
     """--mesh if given, else all usable devices on `data`, moving to `latent` only as far as memory requires.
 
-    Raises BadInput if the latents or a batch do not divide over it.
+    `configs` are of autoencoders that are trained side by side. Raises BadInput if their latents or a batch do not
+    divide over it, or d into the sections of a crosscoder.
     """
-    shape, training = config.training.batch.mesh, config.training
+    for sections in (config.sae.sections for config in configs):
+        if d % sections:
+            raise BadInput(f"--sae.sections is {sections}: activations of width {d} do not divide into so many")
+    training, context = configs[0].training, configs[0].data.context
+    shape = training.batch.mesh
     if shape is None:
         memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-        part = batch_units(training, config.data.context)[0] // training.batch.micro_batches
-        shape = mesh_shape(jax.device_count(), memory, config.sae.n, d, part)
+        pieces = math.lcm(*(config.training.batch.micro_batches for config in configs))
+        # All of them divide where this many latents do, and each takes its share of the memory.
+        n, total = math.gcd(*(config.sae.n for config in configs)), sum(config.sae.n for config in configs)
+        part = max(1, batch_units(training, context)[0] // pieces)
+        shape = mesh_shape(jax.device_count(), memory and memory * n / total, n, d, part)
     mesh = make_mesh(*shape)
-    check_division(config.sae, training, config.data.context, *shape)
+    for config in configs:
+        check_division(config.sae, config.training, context, *shape)
     return mesh
 
 
@@ -63,8 +79,11 @@ def check_identity(folder: Path, config: Config, asked: Collection[str], fingerp
     processes.on_all(lambda: check_start() if starts_from(folder, config) else None)
 
 
-def check_data(folder: Path, config: Config, source):
-    """Raises BadInput if there is less than one batch, or if a resumed run would read it in another order."""
+def check_data(folder: Path, config: Config, source, width: int):
+    """Raises BadInput if there is less than one batch, or if a resumed run would read it in another order.
+
+    `width`: of the activations that the run reads.
+    """
     available, batch = source.count, config.training.batch.batch_size
     if config.training.type.reads == "contexts" and source.masked:
         raise BadInput(
@@ -77,13 +96,18 @@ def check_data(folder: Path, config: Config, source):
             "--batch-size"
         )
     processes.on_primary(partial(folders.check_order, folder, source.order_name))
-    processes.on_all(lambda: _check_width(config, source.width) if starts_from(folder, config) else None)
+    processes.on_all(lambda: _check_width(config, width) if starts_from(folder, config) else None)
 
 
 def _check_spec(config: Config):
     path = config.training.init_from
-    spec, n, _ = saved.facts_of(path)
+    spec, n, _, extras = saved.facts_of(path)
     differ = spec.differences(config.sae.spec())
+    # Transcoders of other libraries have no unit of the output.
+    has, asked = (kinds - {"scale_out"} for kinds in (extras, saved.optional_arrays(config)))
+    if has != asked or (extras and config.lm.hook_out is None):
+        name = lambda arrays: ", ".join(sorted(arrays)) or "none"
+        differ.append(f"the arrays {name(extras)} of transcoders, not {name(saved.optional_arrays(config))}")
     if n != config.sae.n:
         differ.append(f"n {n}, not {config.sae.n}")
     if differ:
@@ -103,6 +127,6 @@ def _check_start(config: Config, fingerprints: dict[str, str], asked: Collection
 
 def _check_width(config: Config, width: int):
     path = config.training.init_from
-    *_, d = saved.facts_of(path)
+    _, _, d, _ = saved.facts_of(path)
     if d != width:
         raise BadInput(f"--init-from {path} is for activations of width {d}, and here they have {width}")

@@ -15,8 +15,14 @@ TOKENS = 262_144
 class EvalConfig:
     lm: str | None = None
     """Language model: embedded, a folder in Hugging Face format, or a hub name; default: that of the run."""
+    lm_shard: bool | None = None
+    """Split the language model's weights over all devices; default: as the run."""
     text: tuple[str, ...] = ()
     """Text sources; default: those of the run."""
+    hook: str | None = None
+    """Hook point of an autoencoder that does not say it, as those of other libraries may not."""
+    hook_out: str | None = None
+    """Of a transcoder that does not say it: the hook point of what it makes."""
     activations: str | None = None
     """Activations from files, DIR or DIR#KEY, or synthetic:NAME, instead of a language model's."""
     documents: int | None = None
@@ -49,6 +55,8 @@ class EvalConfig:
         if self.activations:
             return _on_files(config, self.activations)
         changes = {name: getattr(self, name) for name in ("lm", "documents", "context") if getattr(self, name)}
+        if self.lm_shard is not None:
+            config = with_fields(config, lm_shard=self.lm_shard)
         if self.text:
             # The documents of another text are not those of this one.
             changes |= {"text": self.text, "documents": self.documents}

@@ -16,17 +16,20 @@ from jaxsae.evals.subject import Subject
 from jaxsae.lm import architecture, default_hook, load_tokenizer
 from jaxsae.lm.weights import find_folder, read_config
 from jaxsae.run import folder as folders
-from jaxsae.run import identity, places
+from jaxsae.run import foreign, identity, places
 from jaxsae.run.eval_config import EvalConfig
 from jaxsae.run.folder import MANIFEST, SUMMARY
 from jaxsae.run.inputs import EVAL_SEED, RunInputs, open_inputs
 from jaxsae.run.report import FAILED
 from jaxsae.run.results import save
-from jaxsae.run.saved import config_of, export_of, fingerprints_of, restore
+from jaxsae.run.saved import config_of, export_of, fingerprints_of, is_run, restore
 from jaxsae.sae.types import SAE
 from jaxsae.scaling import flops
 from jaxsae.training.export import finished
 from jaxsae.training.step import TrainState
+
+# What is not known of an autoencoder that another library trained.
+OF_TRAINING = ("step", "tokens", "flops", "flops_dense", "trained_context")
 
 
 def evaluate(
@@ -91,12 +94,18 @@ def open_subject(folder: Path, on: EvalConfig, split: str | None = None) -> Subj
     lies). Raises BadInput if text, tokenizer or language model are not those that it was trained on, and `on` does not
     ask for others.
     """
-    is_run = (folder / "checkpoints").is_dir()
-    if on.step is not None and not is_run:
+    of_run = is_run(folder)
+    if on.step is not None and not of_run:
         raise BadInput(f"--step is of a run, and {folder} has no checkpoints: leave it out")
     trained, was = config_of(folder), fingerprints_of(folder)
-    config, inputs, split = _open(folder, on, trained, was, split or on.split)
-    if is_run:
+    about = {} if of_run else interop.describe(folder)
+    if "format" in about:
+        trained = foreign.completed(trained, on, about, str(folder))
+    elif on.hook or on.hook_out:
+        raise BadInput(f"--hook and --hook-out are of autoencoders that do not say them: {folder} does, leave them out")
+    width = None if of_run else interop.shape(folder)[1]
+    config, inputs, split = _open(folder, on, trained, was, split or on.split, width)
+    if of_run:
         state = restore(folder, config, inputs.mesh, on.step)
         sae = export_of(state, config)
         subject = subject_of(config, inputs, state, sae, on.tokens_read, trained, split)
@@ -104,22 +113,24 @@ def open_subject(folder: Path, on: EvalConfig, split: str | None = None) -> Subj
         facts = subject.facts | {"tokens_per_second": summary.get("tokens_per_second")}
         facts |= {name: manifest.get(name) for name in ("data_tokens", "times_read")}
     else:
-        about, sae = interop.describe(folder), interop.load(folder, inputs.mesh)
-        facts = _facts(trained, inputs, about["steps"], about["dead_fraction"])
-        facts |= {"mse_scale": about["mse_scale"]}
+        sae = interop.load(folder, inputs.mesh)
+        dead = about.get("dead_fraction")
+        facts = _facts(trained, inputs, about["steps"], dead) if "steps" in about else dict.fromkeys(OF_TRAINING)
+        facts |= {"dead_fraction": dead, "mse_scale": about.get("mse_scale")}
         subject = _subject(config, inputs, sae, None, on.tokens_read, facts, split)
         facts = subject.facts
-    if sae.d != inputs.width:
-        raise BadInput(f"{folder} is for activations of width {sae.d}, and here they have {inputs.width}")
+    for has, here in ((sae.d, inputs.width), (sae.d_out, inputs.width_out or inputs.width)):
+        if has != here:
+            raise BadInput(f"{folder} is for activations of width {has}, and here they have {here}")
     return dataclasses.replace(subject, facts=facts | _identity(was, inputs.fingerprints))
 
 
 def _open(
-    folder: Path, on: EvalConfig, trained: Config, was: dict[str, str], split: str | None
+    folder: Path, on: EvalConfig, trained: Config, was: dict[str, str], split: str | None, width: int | None
 ) -> tuple[Config, RunInputs, str]:
     """The configuration of what `on` says to read, that, opened, and the split to read (default: as `on` says).
 
-    `was` are the fingerprints in training.
+    `was` are the fingerprints in training. `width` is that of the autoencoder (None: not known before it is restored).
     """
     config = on.data_of(trained)
     if on.text and identity.of_text(on.text) == was.get("text"):
@@ -128,7 +139,13 @@ def _open(
         if trained.data.documents and not on.documents:
             config = with_fields(config, documents=trained.data.documents)
     places.check_found(config, str(folder))
-    choose = lambda d: evaluation_mesh(on.mesh, config.sae.n, d)
+
+    def choose(d: int) -> jax.sharding.Mesh:
+        # Before the text is tokenised.
+        if width not in (None, d):
+            raise BadInput(f"{folder} is for activations of width {width}, and here they have {d}")
+        return evaluation_mesh(on.mesh, config.sae.n, d)
+
     asked = {name for name in ("text", "lm", "activations") if getattr(on, name)}
     check = lambda now: identity.check_same(was, now, config, asked, str(folder))
     need = {split or on.split_read: on.tokens_read}
@@ -206,7 +223,8 @@ def _subject(
         tokens,
         raw,
         inputs.lm,
-        inputs.hook,
+        inputs.hook_out or inputs.hook,
+        inputs.hook if inputs.hook_out else None,
         config.sae.selection(),
         tokenizer=inputs.lm and cache(partial(load_tokenizer, inputs.lm)),
         quiet=not processes.is_primary(),
@@ -230,13 +248,14 @@ def _facts(config: Config, inputs: RunInputs, step: int, dead: float) -> dict:
     if lm is not None:
         ema = training.ema_decay() > 0
         revived = dead if training.auxk_weight(config.sae.activation) > 0 else 0.0
-        per_token = flops.training(config.sae, d, training.batch.batch_size, ema, revived, passes, lm)
+        size, d_out = training.batch.batch_size, inputs.width_out
+        per_token = flops.training(config.sae, d, size, ema, revived, lm_passes=passes, lm=lm, d_out=d_out)
         total = trained * sum(per_token.values())
     return {
         "step": step,
         "tokens": trained,
         "flops": total,
-        "flops_dense": trained * flops.dense(n, d),
+        "flops_dense": trained * flops.dense(n, d, inputs.width_out),
         "dead_fraction": dead,
         "trained_context": config.data.context if config.data.activations is None else None,
     }
@@ -248,4 +267,4 @@ def _lm_flops(config: Config) -> tuple[float, float] | None:
         lm = read_config(find_folder(config.lm.lm))
     except BadInput:
         return None
-    return architecture.flops(lm, config.lm.hook or default_hook(lm.n_layer))
+    return architecture.flops(lm, config.lm.hook_out or config.lm.hook or default_hook(lm.n_layer))

@@ -23,7 +23,8 @@ def harvest(config: HarvestConfig) -> Harvest:
 
     Raises BadInput for what cannot be read, or if the folder holds something else.
     """
-    lm = LMConfig(config.lm, next(iter(config.hook), None), config.lm_precision, config.process_weights)
+    names = ("lm", "lm_precision", "lm_dtype", "lm_shard", "process_weights")
+    lm = LMConfig(hook=next(iter(config.hook), None), **{name: getattr(config, name) for name in names})
     mesh = lambda d: make_mesh(jax.device_count(), 1)
     need = _need(config)
     inputs = open_inputs(lm, config.data, mesh, partial(_check_hooks, config), need=need)
@@ -65,6 +66,7 @@ def _asked(config: HarvestConfig, inputs: RunInputs, sources: dict) -> Harvest:
         lm=config.lm,
         process_weights=config.process_weights,
         lm_precision=config.lm_precision,
+        lm_dtype=config.lm_dtype,
         hooks=config.hook or (inputs.hook,),
         context=context,
         dtype=config.dtype,

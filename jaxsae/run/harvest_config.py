@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from jaxsae.data.config import DataConfig
 from jaxsae.errors import BadInput
 from jaxsae.flags import FLAT
+from jaxsae.lm.config import Dtype
 from jaxsae.precision import Precision
 
 # Flags of data that say nothing of what is written.
@@ -35,6 +36,10 @@ class HarvestConfig:
     """Seed of the order in which contexts are taken from the text; None: in the order of the text."""
     lm_precision: Precision = "float32"
     """Precision of the language model's matrix products."""
+    lm_dtype: Dtype = "float32"
+    """Type in which the language model's weights are kept, as in jaxsae train."""
+    lm_shard: bool = False
+    """Split the language model's weights over all devices, as in jaxsae train."""
     process_weights: bool = False
     """Apply TransformerLens's weight processing (folded norms, centred writes) to the language model."""
     data: Annotated[DataConfig, FLAT] = field(default_factory=DataConfig)

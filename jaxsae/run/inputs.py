@@ -1,29 +1,32 @@
 """What a run works on: devices, a language model, data; opened for training and for evaluation alike."""
 
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxsae import lm as lms
 from jaxsae.config import Config, with_fields
 from jaxsae.data import text
-from jaxsae.data.activations import Source, TextSource
+from jaxsae.data.activations import HooksSource, Source, TextSource
 from jaxsae.data.arrays.folder import open_shards, origin_of
 from jaxsae.data.arrays.opened import open_files
 from jaxsae.data.config import DataConfig, is_synthetic
 from jaxsae.data.files import FileSource
+from jaxsae.data.sections import SectionsSource
 from jaxsae.data.synthetic import SyntheticSource, world_of
 from jaxsae.data.tokens import Prepared, TokenContexts, default_cache, open_text, tokenised
-from jaxsae.distributed.mesh import replicate
-from jaxsae.distributed.processes import is_primary, primary_first
+from jaxsae.distributed.processes import is_primary, on_primary, primary_first
 from jaxsae.errors import BadInput
-from jaxsae.lm.architecture import width
+from jaxsae.lm.architecture import check_order, width
 from jaxsae.lm.config import LMConfig
+from jaxsae.lm.place import on_mesh
 from jaxsae.run import identity
 
 # Held-out contexts are taken in a shuffled order of their own, so that few of them come from many documents.
@@ -37,14 +40,25 @@ class RunInputs:
     fingerprints: dict[str, str]  # of text, tokenizer and model, or of activations, by what they hold
     source: Callable[..., Source]  # (split, seed) -> Source; seed None keeps the order of the data
     lm: lms.LM | None = None  # None if activations come from files
-    hook: str | None = None
+    hook: str | tuple[str, ...] | None = None
+    hook_out: str | None = None  # of a transcoder, whose output has the width `width_out`
+    width_out: int | None = None
     lm_name: str | None = None  # of the language model that activations are of, as --lm names it, if that is known
     data: Mapping[str, Any] = field(default_factory=dict)  # what is known of the text, or of the rows of files
+    source_at: Callable[..., Source] | None = None  # (hooks, split, seed) -> Source at hook points of `lm`
+
+    def at(self, hook: str | None) -> "RunInputs":
+        """The same at another hook point of the language model; None: as it is."""
+        if hook in (None, self.hook):
+            return self
+        source = partial(self.source_at, (hook,))
+        return dataclasses.replace(self, hook=hook, width=width(self.lm.config, hook), source=source)
 
     @property
     def facts(self) -> dict:
         """What manifest.json says of the inputs, because the configuration leaves it open."""
         facts = {"hook": self.hook, "width": self.width, "fingerprints": self.fingerprints, "lm": self.lm_name}
+        facts |= {} if self.hook_out is None else {"hook_out": self.hook_out}
         return facts | self.data
 
 
@@ -124,12 +138,19 @@ def _from_files(lm: LMConfig, data: DataConfig, choose_mesh, check, check_identi
 
 
 def _from_text(config: LMConfig, data: DataConfig, choose_mesh, check, check_identity, need) -> RunInputs:
-    lm = lms.load(config.lm, config.lm_precision)
+    lm = lms.open_model(config.lm, config.lm_precision)
     # Before the weights are processed, which rounds them differently on other devices.
-    weights = f"{lms.checksum(lm):08x}"
-    lm = lms.process_weights(lm) if config.process_weights else lm
+    weights = _checksum(lm, config.lm_shard)
+    lm = _processed(lm, config.lm_shard) if config.process_weights else lm
     hook = config.hook or lms.default_hook(lm.config.n_layer)
-    d = width(lm.config, hook)
+    hooks = (hook,) if isinstance(hook, str) else hook
+    widths = {width(lm.config, name) for name in hooks}
+    if len(widths) > 1:
+        raise BadInput(f"--hook {' '.join(hooks)}: the activations have widths {widths}, give hook points of one width")
+    d, d_out = len(hooks) * widths.pop(), None
+    if config.hook_out is not None:
+        check_order(lm.config, hook, config.hook_out)
+        d_out = width(lm.config, config.hook_out)
     if data.context > lm.config.n_ctx:
         raise BadInput(
             f"--context is {data.context}, but {config.lm} has {lm.config.n_ctx} positions: give at most that"
@@ -144,13 +165,32 @@ def _from_text(config: LMConfig, data: DataConfig, choose_mesh, check, check_ide
     check_identity(fingerprints)
     primary_first(lambda: tokenised(prepared))
     fingerprint = f"{prepared.fingerprint}-{weights}"
-    lm = replicate(lm, mesh)
+    lm = on_mesh(lm, mesh, config.lm_dtype, config.lm_shard)
 
-    def source(split: str, seed: int | None):
+    def source_at(hooks: tuple[str, ...], split: str, seed: int | None, kind: type = HooksSource):
         contexts = primary_first(lambda: TokenContexts(prepared, split, seed))
-        return TextSource(lm, hook, contexts, data.context, data.skip_first, fingerprint, skip)
+        rest = contexts, data.context, data.skip_first, fingerprint, skip
+        return TextSource(lm, *hooks, *rest) if len(hooks) == 1 else kind(lm, hooks, *rest)
 
-    return RunInputs(mesh, d, fingerprints, source, lm, hook, config.lm, prepared.facts)
+    if config.hook_out is not None:
+        source = partial(source_at, (hook, config.hook_out))
+    else:
+        source = partial(source_at, hooks, kind=SectionsSource)
+    rest = config.lm, prepared.facts, source_at
+    return RunInputs(mesh, d, fingerprints, source, lm, hook, config.hook_out, d_out, *rest)
+
+
+def _checksum(lm: lms.LM, shard: bool) -> str:
+    """The fingerprint of the weights. If they are split, one process reads all of them, and the others their parts."""
+    checksum = lambda: f"{lms.checksum(lm):08x}"
+    return on_primary(checksum) if shard else checksum()
+
+
+def _processed(lm: lms.LM, shard: bool) -> lms.LM:
+    """The model with its weights processed, by the CPU if a device cannot hold it."""
+    with jax.default_device(jax.local_devices(backend="cpu")[0] if shard else None):
+        lm = lms.process_weights(lms.on_device(lm))
+    return replace(lm, params=jax.tree.map(np.asarray, lm.params))
 
 
 def text_of(

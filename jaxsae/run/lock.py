@@ -28,14 +28,14 @@ SETTLE_S = 0.3
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def hold(folder: Path, name: str | None = None) -> Iterator[None]:
     """No other process holds `folder` meanwhile, on this machine or on another one that shares the disk.
 
-    Raises BadInput, which names the living process that holds it. If another process takes the folder over while this
-    one is suspended, this one ends as soon as it notices.
+    Raises BadInput, which names the living process that holds it; it calls the folder `name` (default: --run FOLDER).
+    If another process takes the folder over while this one is suspended, this one ends as soon as it notices.
     """
     lock, own = folder / FILE, _this_process()
-    _acquire(lock, own)
+    _acquire(lock, own, name)
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(lock, own, stop), daemon=True)
     beat.start()
@@ -55,7 +55,7 @@ def check_free(folder: Path):
         raise _refusal(lock)
 
 
-def _acquire(lock: Path, own: dict):
+def _acquire(lock: Path, own: dict, name: str | None):
     while True:
         try:
             with lock.open("x") as file:
@@ -64,7 +64,7 @@ def _acquire(lock: Path, own: dict):
         except FileExistsError:
             pass
         if _is_held(lock):
-            raise _refusal(lock)
+            raise _refusal(lock, name)
         if not lock.exists():
             continue
         scratch = lock.with_name(f"{FILE}-{own['token']}")
@@ -96,11 +96,11 @@ def _is_held(lock: Path) -> bool:
     return False
 
 
-def _refusal(lock: Path) -> BadInput:
-    holder = _holder(lock) or {"pid": "?", "host": "?", "since": "?"}
+def _refusal(lock: Path, name: str | None = None) -> BadInput:
+    holder, name = _holder(lock) or {"pid": "?", "host": "?", "since": "?"}, name or f"--run {lock.parent}"
     return BadInput(
-        f"--run {lock.parent} is being written by another process, {holder['pid']} on {holder['host']} since "
-        f"{holder['since']}: wait for its end, or give another folder"
+        f"{name} is being written by another process, {holder['pid']} on {holder['host']} since {holder['since']}: "
+        "wait for its end, or give another folder"
     )
 
 

@@ -16,13 +16,16 @@ def about(config: Config, facts: dict, mse_scale: float, summary: dict) -> dict:
     itself is in it, so that an export is evaluated exactly as its run is; the rest is what people look for first.
     """
     config = _as_exported(config, facts["hook"])
+    hook_out = {} if facts.get("hook_out") is None else {"hook_out": facts["hook_out"]}
     data, training = config.data, config.training
     reads_text = data.activations is None
     return {
         "config": configs.to_dict(config),
         "lm": config.lm.lm if reads_text or facts.get("lm") else None,
+        "lm_dtype": config.lm.lm_dtype,
         "process_weights": config.lm.process_weights,
         "hook": facts["hook"],
+        **hook_out,
         "context": data.context,
         "skip_first": data.skip_first,
         "skip_tokens": list(data.skip_tokens),
@@ -44,10 +47,14 @@ def about(config: Config, facts: dict, mse_scale: float, summary: dict) -> dict:
     }
 
 
-def _as_exported(config: Config, hook: str | None) -> Config:
+def _as_exported(config: Config, hook: str | list[str] | None) -> Config:
     """The configuration without what does not change the result, and without the places of what was read."""
     default, names = configs.fields_of(Config()), configs.MAY_CHANGE_ON_RESUME
-    return without_places(configs.with_fields(config, **{name: default[name] for name in names}, hook=hook))
+    return without_places(
+        configs.with_fields(
+            config, **{name: default[name] for name in names}, hook=tuple(hook) if isinstance(hook, list) else hook
+        )
+    )
 
 
 def table(metrics: dict) -> str:

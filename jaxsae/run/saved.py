@@ -13,10 +13,11 @@ from jaxsae.config import Config
 from jaxsae.distributed.mesh import make_mesh
 from jaxsae.errors import BadInput
 from jaxsae.interop import native
+from jaxsae.interop.interface import NOTHING, Given
 from jaxsae.lm import default_hook
 from jaxsae.lm.weights import find_folder, read_config
 from jaxsae.run import folder as folders
-from jaxsae.run import identity, places
+from jaxsae.run import foreign, identity, places
 from jaxsae.run.folder import CONFIG, MANIFEST, SUMMARY
 from jaxsae.run.record import about
 from jaxsae.sae.types import SAE, Spec
@@ -26,35 +27,61 @@ from jaxsae.training.init_state import abstract_state
 from jaxsae.training.step import TrainState
 
 
-def load(path: str | Path, mesh: jax.sharding.Mesh | None = None) -> SAE:
-    """The autoencoder in a run, in an exported folder, or in a file; of a run that was stopped, its newest checkpoint.
+def load(
+    path: str | Path,
+    file: str | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    format: str | None = None,
+    **given,
+) -> SAE:
+    """The autoencoder in a run, in an exported folder, in a file, in another library's folder, or on the hub; of a run
+    that was stopped, its newest checkpoint.
 
         sae = jaxsae.load("runs/demo")      # arrays W_enc [n, d], b_enc [n], W_dec [n, d], b_dec [d], extra
+        sae = jaxsae.load("google/gemma-scope-2b-pt-res", "layer_20/width_16k/average_l0_71")
+        sae = jaxsae.load("layer3.sae.pt", k=50)
 
-    On `mesh` if one is given: then each process reads only what its devices hold. Raises BadInput if there is none, or
-    if it does not say what its arrays mean.
+    `file` is a file or folder inside `path`. The format is recognised by what is there; `format` names it. `given` says
+    what a format leaves open: k, hook, normalise and the other fields of `interop.interface.Given`. On `mesh` if one is
+    given: then each process reads only what its devices hold. Raises BadInput if there is none, or if it does not say
+    what its arrays mean.
     """
     folder = Path(path)
     if not _is_unfinished(folder):
-        return interop.load(path, mesh)
+        return interop.load(path, mesh, file, format, given_by(given))
     config = configs.from_json(folder / CONFIG)
     sae = export_of(restore(folder, config, mesh or make_mesh(1, 1)), config)
     return sae if mesh is not None else jax.tree.map(jnp.asarray, jax.device_get(sae))
 
 
-def describe(path: str | Path) -> dict:
+def describe(path: str | Path, file: str | None = None, format: str | None = None, **given) -> dict:
     """What is known about a saved autoencoder: its spec, hook, model and training facts, as saved, nothing guessed.
 
-    jaxsae.describe("runs/demo")["hook"]    # "blocks.3.hook_resid_post"
+        jaxsae.describe("runs/demo")["hook"]    # "blocks.3.hook_resid_post"
+
+    Arguments are those of `load`.
     """
+    return _located(as_saved(path, file, format, given_by(given)), Path(path))
+
+
+def as_saved(path: str | Path, file: str | None = None, format: str | None = None, given: Given = NOTHING) -> dict:
+    """What `describe` says, without the places of what it was trained on."""
     folder = Path(path)
     if not _is_unfinished(folder):
-        return _located(interop.describe(path), folder)
+        return interop.describe(path, file, format, given)
     config = configs.from_json(folder / CONFIG)
     state = restore(folder, config, make_mesh(1, 1))
     facts = about_of(folder, config, state) | {"spec": dataclasses.asdict(config.sae.spec())}
     # As if it had been saved and read again.
-    return _located(json.loads(json.dumps(facts)), folder)
+    return json.loads(json.dumps(facts))
+
+
+def given_by(values: dict) -> Given:
+    """What the user says of a file. Raises BadInput for what cannot be said."""
+    known = [f.name for f in dataclasses.fields(Given)]
+    if unknown := [name for name in values if name not in known]:
+        raise BadInput(f"{', '.join(unknown)}: nothing is known by that name; what may be given is {', '.join(known)}")
+    return Given(**values)
 
 
 def _located(about: dict, path: Path) -> dict:
@@ -71,20 +98,33 @@ def _located(about: dict, path: Path) -> dict:
     return json.loads(json.dumps(about))
 
 
-def facts_of(path: str | Path) -> tuple[Spec, int, int]:
-    """(its mathematics, n, d) of what `load` reads, of which no numbers are read."""
+def optional_arrays(config: Config) -> set[str]:
+    """Those arrays of the autoencoder of a configuration that not every one has."""
+    if config.lm.hook_out is None:
+        return set()
+    own = {"b_in"} if config.sae.subtract_b_dec else set()
+    return own | {"scale_out"} | ({"W_skip"} if config.sae.skip else set())
+
+
+def facts_of(path: str | Path) -> tuple[Spec, int, int, set[str]]:
+    """(its mathematics, n, d, the arrays that not every one has) of what `load` reads, of which no numbers are read."""
     folder = Path(path)
     if not _is_unfinished(folder):
         sae = interop.read(path)[0]
-        return sae.spec, *sae.W_enc.shape
+        return sae.spec, *sae.W_enc.shape, {name for name in native.OPTIONAL if getattr(sae, name) is not None}
     config = configs.from_json(folder / CONFIG)
     with Checkpoints(folder / "checkpoints", config.log.keep_checkpoints, tidy=False) as checkpoints:
-        return config.sae.spec(), config.sae.n, checkpoints.width()
+        return config.sae.spec(), config.sae.n, checkpoints.widths()[0], optional_arrays(config)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run has begun to train in `folder`; other libraries have folders called checkpoints too."""
+    return (folder / "checkpoints").is_dir() and (folder / CONFIG).is_file()
 
 
 def _is_unfinished(folder: Path) -> bool:
     """Whether training has not come to its end: sae/ may then be there, exported on the way, and older."""
-    if not (folder / "checkpoints").is_dir():
+    if not is_run(folder):
         return False
     if not (folder / "sae" / native.WEIGHTS).is_file():
         return True
@@ -100,18 +140,21 @@ def restore(folder: Path, config: Config, mesh: jax.sharding.Mesh, step: int | N
     with Checkpoints(folder / "checkpoints", config.log.keep_checkpoints, tidy=False) as checkpoints:
         if not checkpoints.steps():
             raise BadInput(f"{folder} has no checkpoint yet: train it first")
-        like = abstract_state(config.sae, config.training, checkpoints.width(), mesh)
+        d, d_out = checkpoints.widths()
+        like = abstract_state(config.sae, config.training, d, mesh, d_out)
         return checkpoints.restore(dataclasses.replace(like, opt=None), step)
 
 
 def config_of(folder: str | Path) -> Config:
     """The configuration that a run, or an exported autoencoder, was trained with. Raises BadInput if it says none."""
     folder = Path(folder)
-    if (folder / "checkpoints").is_dir():
+    if is_run(folder):
         return configs.from_json(folder / CONFIG)
     about, source = describe(folder), f"the autoencoder in {folder}"
     if "config" in about:
         return configs.from_dict(about["config"], source)
+    if "format" in about:
+        return foreign.config_of(about)
     document = compatibility.config_of_about_1(about, about["spec"], source)
     return configs.from_dict({"format": configs.FORMAT, **document}, source)
 
@@ -119,7 +162,7 @@ def config_of(folder: str | Path) -> Config:
 def fingerprints_of(path: str | Path) -> dict[str, str]:
     """The fingerprints of what a run, or an exported autoencoder, was trained on, as far as it says any."""
     folder = Path(path)
-    if (folder / "checkpoints").is_dir():
+    if is_run(folder):
         return identity.saved(folders.read(folder / MANIFEST), config_of(folder).lm.process_weights)
     about = interop.describe(folder)
     return identity.saved(about, about.get("process_weights", False))
@@ -138,13 +181,14 @@ def about_of(folder: Path, config: Config, state: TrainState) -> dict:
         dead = float(jnp.mean(state.idle >= config.training.dead_window()))
     facts = {"width": state.params.d, "lm": manifest.get("lm")}
     facts["fingerprints"] = identity.saved(manifest, config.lm.process_weights)
+    facts |= {"hook_out": manifest["hook_out"]} if "hook_out" in manifest else {}
     # Version 0.1 did not note the hook point.
     facts["hook"] = manifest["hook"] if "hook" in manifest else _hook(config)
     summary = {"step": done, "tokens": done * config.training.batch.batch_size, "dead_fraction": dead}
     return about(config, facts, float(state.mse_scale), summary)
 
 
-def _hook(config: Config) -> str | None:
+def _hook(config: Config) -> str | tuple[str, ...] | None:
     if config.lm.hook is not None or config.data.activations is not None:
         return config.lm.hook
     return default_hook(read_config(find_folder(config.lm.lm)).n_layer)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxsae.sae import activation_functions
 from jaxsae.sae.activation_functions.options import Options
-from jaxsae.sae.forward import preacts_of, reconstruct, values_of
+from jaxsae.sae.forward import preacts_of, reconstruct, skip_of, values_of
 from jaxsae.sae.layout import REPLICATED, Layout
 from jaxsae.sae.select import EXACT, Selection, support
 from jaxsae.sae.sharded import autoencode, choose, over_mesh
@@ -22,7 +22,8 @@ def reconstruct_replicated(sae: SAE, x, selection: Selection = EXACT):
         layout = Layout(None, layout.latent)
         sae = sae.as_used()
         chosen = support(sae, x, layout, selection, training=True)
-        return reconstruct(sae, values_of(sae, preacts_of(sae, x, chosen, layout), chosen), chosen, layout)
+        v = values_of(sae, preacts_of(sae, x, chosen, layout), chosen)
+        return reconstruct(sae, v, chosen, layout, skip_of(sae, x))
 
     return over_mesh(local, (partition_specs(sae), REPLICATED), REPLICATED)(sae, x)
 
@@ -32,7 +33,7 @@ def calibrate_threshold(sae: SAE, x, l0: float, selection: Selection = EXACT) ->
 
     Normalised x [B@data, d]; for activation functions that have thresholds. It is the one that BatchTopK would find.
     """
-    spec = sae.spec.replace(activation="batch_topk", k=math.ceil(l0), prefixes=())
+    spec = sae.spec.replace(activation="batch_topk", k=math.ceil(l0), prefixes=(), sections=1)
     same = sae.replace(spec=spec, extra={"threshold": jnp.zeros_like(sae.b_enc)})
     threshold = autoencode(same, x, choose(same, x, selection, training=True), Options()).min_active
     extra = activation_functions.get(sae.spec.activation).from_threshold(jnp.full_like(sae.b_enc, threshold))

@@ -27,15 +27,25 @@ class SAEConfig:
     prefixes: tuple[int, ...] = ()
     """Matryoshka: numbers of first latents that must reconstruct by themselves too; the last is --sae.n."""
     init: Init = "tied"
-    """First weights: tied, the encoder parallel to a random decoder (Gao et al. 2024), or orthogonal, PyTorch's default
-    encoder and a tight frame as decoder (Braun et al. 2024)."""
+    """First weights: tied, the encoder parallel to a random decoder (Gao et al. 2024; of a transcoder, the decoder
+    along what varies with a random encoder), or orthogonal, PyTorch's default encoder and a tight frame as decoder
+    (Braun et al. 2024)."""
     normalise: Normalise = "unit_norm"
-    """Per-token normalisation, saved with the autoencoder: unit_norm as in Gao et al. 2024, ln_std as in their code."""
+    """Per-token normalisation, saved with the autoencoder: unit_norm as in Gao et al. 2024, ln_std as in their code. Of
+    a crosscoder each section by itself; a transcoder's output is divided by one number instead."""
     decoder: Decoder = "unit_norm"
     """Keep decoder rows at norm 1 (projected gradient, renormalised after each step), leave them free, or divide them
     by their norms wherever they are used."""
     subtract_b_dec: bool = True
-    """Subtract the decoder's bias from the input of the encoder."""
+    """Subtract the decoder's bias from the input of the encoder; in a transcoder, a bias of the input's own."""
+    skip: bool = False
+    """With --hook-out: a skip transcoder, which adds a linear map of its input to its output (Paulo et al. 2025)."""
+    crosscoder: bool = False
+    """Of several --hook names, one code for all (Lindsey et al. 2024): the activations side by side, each section with
+    norms of its own; latents compete, and are penalised, by the sum of the norms of a decoder row's sections."""
+    sections: int = 1
+    """With --activations: sections of the activations, which files hold side by side. With --sae.crosscoder there is
+    one for each --hook."""
     select_precision: Precision = "float32"
     """Precision of the product that chooses latents; values and gradients are exact whatever it is."""
     select_memory: float = 1.0
@@ -50,6 +60,8 @@ class SAEConfig:
             raise BadInput(f"--sae.n is {self.n}: give at least 1 latent")
         if not 1 <= self.k <= self.n:
             raise BadInput(f"--sae.k is {self.k}: allowed is 1 to --sae.n, which is {self.n}")
+        if self.sections < 1:
+            raise BadInput(f"--sae.sections is {self.sections}: give at least 1")
         if not 0 < self.select_memory < math.inf:
             raise BadInput(f"--sae.select-memory is {self.select_memory}: give a positive number of gigabytes")
         if list(self.prefixes) != sorted({m for m in self.prefixes if 0 < m <= self.n}) or (
@@ -104,4 +116,5 @@ class SAEConfig:
 
     def spec(self) -> Spec:
         """The mathematics of the autoencoder, as saved with it."""
-        return Spec(self.activation, self.k, self.normalise, self.decoder, self.subtract_b_dec, tuple(self.prefixes))
+        prefixes = tuple(self.prefixes)
+        return Spec(self.activation, self.k, self.normalise, self.decoder, self.subtract_b_dec, prefixes, self.sections)

@@ -19,6 +19,12 @@ def row_norms(W):
     return jnp.sqrt((W * W).sum(-1, keepdims=True))
 
 
+def section_norms(W, sections: int):
+    """Norms of the `sections` equal parts of each row of W [n, sections d]: [n, sections]; zeros have no slope."""
+    square = (W.reshape(len(W), sections, -1) ** 2).sum(-1)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+
 def unit_rows(W):
     """Rows of W [n, d] scaled to norm 1; a row of zeros stays zero."""
     norm = row_norms(W)

@@ -9,15 +9,15 @@ from jax import lax
 
 from jaxsae.precision import Precision
 from jaxsae.sae import activation_functions
-from jaxsae.sae.forward import preacts_of, reconstruct, values_of
-from jaxsae.sae.normalise import denormalise, normalise
+from jaxsae.sae.forward import preacts_of, reconstruct, skip_of, values_of
+from jaxsae.sae.normalise import denormalise, normalise_pair
 from jaxsae.sae.select import Selection, support
 from jaxsae.sae.support import Support
 from jaxsae.sae.types import SAE, Code
 
 
 def encode(sae: SAE, x, select: Precision = "float32") -> Code:
-    """The code of activations x [..., d] in the units of the language model.
+    """The code of activations x [..., d] in the units of the language model; of a crosscoder [..., sections d].
 
     It has k slots if the activation function never uses more, else as many as the largest L0 of all tokens. (That is
     not known inside jit: there only families with k slots can be encoded.)
@@ -36,22 +36,25 @@ def encode(sae: SAE, x, select: Precision = "float32") -> Code:
 @partial(jax.jit, static_argnames="select")
 def _encode(sae: SAE, x, select: Precision) -> Code:
     shape = x.shape[:-1]
-    x, mean, scale = normalise(x.reshape(-1, x.shape[-1]), sae.spec.normalise)
+    rows = (x.reshape(-1, x.shape[-1]),)
+    x, _, mean, scale = normalise_pair(rows, sae.spec.normalise, sae.spec.sections, sae.scale_out)
     # Values are computed anew, so that they do not depend on how latents were chosen.
     chosen = support(sae, x, selection=Selection(select)).selected_with(exact=False)
     v = values_of(sae, preacts_of(sae, x, chosen), chosen)
     # Slots that the activation function emptied are unused too.
     i = jnp.where(v != 0, jnp.broadcast_to(chosen.numbers(sae.n), v.shape), 0)
-    return Code(v.reshape(*shape, -1), i.reshape(*shape, -1), mean.reshape(shape), scale.reshape(shape))
+    in_shape = lambda a: None if a is None else a.reshape(*shape, *a.shape[1:])
+    return Code(*map(in_shape, (v, i, mean, scale, skip_of(sae, x))))
 
 
 @jax.jit
 def decode(sae: SAE, code: Code):
-    """The reconstruction [..., d] of a code, in the units of the language model."""
-    flat = lambda a: a.reshape(-1, a.shape[-1])
+    """The reconstruction [..., d] of a code, in the units of the language model; of a transcoder, its output."""
+    shape, flat = code.values.shape[:-1], lambda a: a.reshape(-1, a.shape[-1])
     v, i = flat(code.values), flat(code.indices)
-    x = reconstruct(sae.as_used(), v, Support(v, i, jnp.ones_like(v, bool)))
-    return denormalise(x.reshape(*code.mean.shape, -1), code.mean, code.scale)
+    skip = None if code.skip is None else flat(code.skip)
+    x = reconstruct(sae.as_used(), v, Support(v, i, jnp.ones_like(v, bool)), skip=skip)
+    return denormalise(x.reshape(*shape, -1), code.mean, code.scale)
 
 
 @partial(jax.jit, static_argnames="n")
@@ -60,4 +63,4 @@ def dense(code: Code, n: int):
     flat = lambda a: a.reshape(-1, a.shape[-1])
     v, i = flat(code.values), flat(code.indices)
     z = jnp.zeros((len(v), n), v.dtype).at[jnp.arange(len(v))[:, None], i].add(v)
-    return z.reshape(*code.mean.shape, n)
+    return z.reshape(*code.values.shape[:-1], n)

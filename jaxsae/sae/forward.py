@@ -3,6 +3,7 @@
 Training and evaluation call it inside shard_map; `layout` says of which shard.
 """
 
+from jaxsae.precision import matmul
 from jaxsae.sae import activation_functions
 from jaxsae.sae.activation_functions.interface import Preacts
 from jaxsae.sae.activation_functions.options import Options
@@ -26,7 +27,13 @@ def values_of(sae: SAE, preacts: Preacts, support, options: Options | None = Non
     return support.keep(activation_functions.get(sae.spec.activation).value(preacts, options))
 
 
-def reconstruct(sae: SAE, v, support, layout: Layout = UNSHARDED):
-    """Normalised reconstruction [B, d] of values [B, c] of this shard's latents."""
+def skip_of(sae: SAE, x):
+    """What the skip connection of a skip transcoder makes of normalised x [B, d]: [B, d_out]; None without one."""
+    return None if sae.W_skip is None else matmul(x, sae.W_skip)
+
+
+def reconstruct(sae: SAE, v, support, layout: Layout = UNSHARDED, skip=None):
+    """Normalised reconstruction [B, d] of values [B, c] of this shard's latents; `skip` (see `skip_of`) is added."""
     W, v, support = layout.pvary(sae.W_dec, v, support)
-    return layout.sum_latents(support.decode(W, v)) + sae.b_dec
+    xhat = layout.sum_latents(support.decode(W, v)) + sae.b_dec
+    return xhat if skip is None else xhat + skip

@@ -50,16 +50,26 @@ class Layout:
         """The number of this shard's first latent, with n latents a shard."""
         return lax.axis_index(self.latent) * n if self.latent else 0
 
-    def topk_mask(self, v, k: int):
-        """Mask [B, c] of this shard's candidates v (sorted, descending) that are among the k largest of all shards."""
+    def shards(self) -> int:
+        """The number of shards of the latents."""
+        return lax.axis_size(self.latent) if self.latent else 1
+
+    def topk_mask(self, v, k, most: int | None = None):
+        """Mask [B, c] of this shard's candidates v (sorted, descending) that are among the k largest of all shards.
+
+        A traced k has a static bound, `most`.
+        """
         if not self.latent:
             return jnp.arange(v.shape[-1]) < k + jnp.zeros_like(v, jnp.int32)
         c = v.shape[-1]
         everyone = lax.all_gather(v, self.latent, axis=1, tiled=True)
-        if everyone.shape[-1] <= k:
+        if most is None and everyone.shape[-1] <= k:
             return jnp.ones_like(v, bool)
+        largest = lax.top_k(everyone, k if most is None else min(most, everyone.shape[-1]))[0]
+        if most is not None:
+            largest = jnp.where(jnp.arange(largest.shape[-1]) < k, largest, jnp.inf)
         # .min, because XLA:CPU would sort whole rows for a slice of top_k's result.
-        kth = lax.top_k(everyone, k)[0].min(-1, keepdims=True)
+        kth = largest.min(-1, keepdims=True)
         above, equal = everyone > kth, everyone == kth
         # Shards come in the order of their latents and each one's candidates in the order of ties.
         room = k - above.sum(-1, keepdims=True)

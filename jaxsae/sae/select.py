@@ -13,10 +13,10 @@ from jax import lax
 from jaxsae.precision import Precision, times_rows
 from jaxsae.sae import activation_functions
 from jaxsae.sae.activation_functions.interface import ShardView
-from jaxsae.sae.decoder import KINDS, row_norms
+from jaxsae.sae.decoder import KINDS, row_norms, section_norms
 from jaxsae.sae.layout import UNSHARDED, Layout
 from jaxsae.sae.select_blocks import largest_in_blocks
-from jaxsae.sae.types import SAE
+from jaxsae.sae.types import SAE, Spec
 
 # Blocks are multiples of this many latents, which suits the tiles of every platform.
 TILE = 128
@@ -36,26 +36,42 @@ class Selection:
 EXACT = Selection()
 
 
-def support(sae: SAE, x, layout: Layout = UNSHARDED, selection: Selection = EXACT, training: bool = False):
-    """The Support (or AllLatents) of normalised x [B, d] among this shard's latents, without gradient."""
+def support(sae: SAE, x, layout: Layout = UNSHARDED, selection: Selection = EXACT, training: bool = False, k=None):
+    """The Support (or AllLatents) of normalised x [B, d] among this shard's latents, without gradient.
+
+    `k`: latents kept per token, traced, if they are fewer than the spec says.
+    """
     sae, x = lax.stop_gradient((sae, x))
 
-    def top(k: int, scale=None):
+    lengths = norms(sae, layout)
+    rank = ranks(sae.spec, lengths)
+
+    def top(k: int, scale=1):
         W, b, centred = layout.pvary(sae.W_enc, sae.b_enc, x - sae.input_bias())
-        W, b = (W, b) if scale is None else (W * scale[:, None], b * scale)
+        scale = scale * rank
+        W, b = (W, b) if isinstance(scale, int) else (W * scale[:, None], b * scale)
         return largest(W, b, centred, min(k, sae.n), selection)
 
-    view = ShardView(sae.extra, norms(sae, layout), sae.spec, layout, training)
+    view = ShardView(sae.extra, lengths, sae.spec, layout, training, sae.spec.k if k is None else k)
     chosen = activation_functions.get(sae.spec.activation).support(top, view)
-    return chosen.selected_with(exact=selection.precision == "float32")
+    # What competes in a crosscoder is not the pre-activations themselves.
+    return chosen.selected_with(exact=selection.precision == "float32" and isinstance(rank, int))
 
 
 def norms(sae: SAE, layout: Layout):
-    """Norms of the decoder's rows [n] if they are free, else 1."""
-    if not KINDS[sae.spec.decoder].free:
+    """Norms of the decoder's rows [n] if they are free, else 1; of a crosscoder the sum of those of its sections."""
+    kind, sections = KINDS[sae.spec.decoder], sae.spec.sections
+    if sections == 1 and not kind.free:
         return 1
     (W,) = layout.pvary(sae.W_dec)
-    return row_norms(W)[:, 0]
+    return row_norms(W)[:, 0] if sections == 1 else section_norms(kind.as_used(W), sections).sum(1)
+
+
+def ranks(spec: Spec, norms):
+    """What a latent's value is multiplied by before it competes with others: 1, but for crosscoders, whose latents
+    compete by all that they write (Minder et al. 2025).
+    """
+    return 1 if spec.sections == 1 else norms
 
 
 def largest(W, b, x, k: int, selection: Selection):

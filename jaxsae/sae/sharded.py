@@ -15,9 +15,9 @@ from jax.sharding import PartitionSpec as P
 
 from jaxsae.sae import activation_functions, auxk
 from jaxsae.sae.activation_functions.options import Options
-from jaxsae.sae.forward import preacts_of, reconstruct, values_of
+from jaxsae.sae.forward import preacts_of, reconstruct, skip_of, values_of
 from jaxsae.sae.layout import DATA, LATENT, LATENTS, REPLICATED, TOKENS, Layout
-from jaxsae.sae.select import EXACT, Selection, support
+from jaxsae.sae.select import EXACT, Selection, ranks, support
 from jaxsae.sae.types import SAE, partition_specs
 from jaxsae.sae.views import view_masks, view_weights
 
@@ -49,10 +49,13 @@ WHERE = dict.fromkeys(("views", "l0", "penalty", "gate_xhat", "ehat", "counts"),
 WHERE |= {"fired": LATENTS, "min_active": REPLICATED}
 
 
-def choose(sae: SAE, x, selection: Selection = EXACT, training: bool = False):
-    """The support of normalised x [B@data, d]; it carries no gradient, so it is made once for all that use it."""
-    local = lambda layout, sae, x: support(sae, x, layout, selection, training)
-    return over_mesh(local, (partition_specs(sae), TOKENS), SLOTS)(sae, x)
+def choose(sae: SAE, x, selection: Selection = EXACT, training: bool = False, k=None):
+    """The support of normalised x [B@data, d]; it carries no gradient, so it is made once for all that use it.
+
+    `k`: latents kept per token, traced, if they are fewer than the spec says.
+    """
+    local = lambda layout, sae, x, k: support(sae, x, layout, selection, training, k)
+    return over_mesh(local, (partition_specs(sae), TOKENS, REPLICATED), SLOTS)(sae, x, k)
 
 
 def autoencode(
@@ -82,17 +85,22 @@ def autoencode(
             v = values_of(sae, preacts, chosen, options)
         # Once for all views: each use of a replicated array would sum its own gradient over `data`.
         sae = sae.replace(W_dec=layout.pvary(sae.W_dec)[0])
+        skip = skip_of(sae, x)
         masks = view_masks(sae, family, chosen, layout) if len(weights) > 1 else (True,)
         active = (v > 0) & masks[0]
         make = {
-            "views": lambda: tuple(reconstruct(sae, jnp.where(mask, v, 0), chosen, layout) for mask in masks),
+            "views": lambda: tuple(reconstruct(sae, jnp.where(mask, v, 0), chosen, layout, skip) for mask in masks),
             "l0": lambda: layout.sum_latents(active.astype(jnp.int32).sum(1)),
             "fired": lambda: layout.sum_tokens(
                 chosen.count(active, *layout.pvary(jnp.zeros_like(sae.b_enc, jnp.int32)))
             ),
-            "min_active": lambda: layout.min_all(lax.stop_gradient(jnp.where(active, v, jnp.inf).min())),
+            "min_active": lambda: layout.min_all(
+                lax.stop_gradient(jnp.where(active, v * ranks(sae.spec, preacts.norms), jnp.inf).min())
+            ),
             "penalty": lambda: penalty.finish(layout.sum_latents(penalty.each(v, preacts, options).sum(1)), options),
-            "gate_xhat": lambda: reconstruct(lax.stop_gradient(sae), family.gate_values(preacts), chosen, layout),
+            "gate_xhat": lambda: reconstruct(
+                lax.stop_gradient(sae), family.gate_values(preacts), chosen, layout, lax.stop_gradient(skip)
+            ),
             "counts": lambda: {
                 name: count.each(*layout.pvary(lax.stop_gradient(chosen)), sae.spec, layout)
                 for name, count in family.counts.items()

@@ -1,4 +1,8 @@
-"""The autoencoder as a pytree of arrays. d width of the input (d_in) and of the output (d_out), n latents."""
+"""The autoencoder as a pytree of arrays. d width of the input (d_in) and of the output (d_out), n latents.
+
+A transcoder is one whose output is another activation than its input; a crosscoder one whose input and output are
+several activations side by side, its sections.
+"""
 
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -29,12 +33,16 @@ class Spec:
     """Whether the encoder sees x - b_dec or x."""
     prefixes: tuple[int, ...] = ()
     """Matryoshka: numbers of first latents that reconstruct by themselves too, in training; the last is n."""
+    sections: int = 1
+    """Of a crosscoder: how many activations of one width the input holds, side by side."""
 
     def __post_init__(self):
         activation_functions.get(self.activation)
         for name, allowed in (("normalise", Normalise.__args__), ("decoder", tuple(KINDS))):
             if getattr(self, name) not in allowed:
                 raise BadInput(f"unknown {name} {getattr(self, name)!r}: allowed are {', '.join(allowed)}")
+        if not isinstance(self.sections, int) or self.sections < 1:
+            raise BadInput(f"sections is {self.sections!r}: give a whole number of at least 1")
 
     def replace(self, **changes) -> "Spec":
         return replace(self, **changes)
@@ -57,6 +65,8 @@ class SAE:
     spec: Spec = field(metadata={"static": True})
     extra: dict = field(default_factory=dict)  # the activation function's own arrays
     b_in: Any = None  # [d_in], subtracted before the encoder in place of b_dec; None for autoencoders
+    W_skip: Any = None  # [d_in, d_out], of a skip transcoder: x W_skip is added to the output
+    scale_out: Any = None  # [1], of a transcoder: the unit of its output, in that of the language model
 
     @property
     def n(self) -> int:
@@ -66,11 +76,15 @@ class SAE:
     def d(self) -> int:
         return self.W_enc.shape[1]
 
+    @property
+    def d_out(self) -> int:
+        return self.W_dec.shape[1]
+
     def input_bias(self):
         """What is subtracted from the input before the encoder, [d_in]."""
         if self.b_in is not None:
             return self.b_in
-        return self.b_dec if self.spec.subtract_b_dec else jnp.zeros_like(self.b_dec)
+        return self.b_dec if self.spec.subtract_b_dec else jnp.zeros_like(self.b_dec, shape=(self.d,))
 
     def replace(self, **changes) -> "SAE":
         return replace(self, **changes)
@@ -81,10 +95,10 @@ class SAE:
 
 
 def partition_specs(sae: SAE) -> SAE:
-    """How each array of `sae` lies on a mesh: latents over `latent`, biases of width d everywhere."""
-    b_in = None if sae.b_in is None else REPLICATED
+    """How each array of `sae` lies on a mesh: latents over `latent`, what has no latents everywhere."""
+    replicated = [None if a is None else REPLICATED for a in (sae.b_in, sae.W_skip, sae.scale_out)]
     extra = jax.tree.map(lambda _: LATENTS, sae.extra)
-    return SAE(LATENTS, LATENTS, LATENTS, REPLICATED, sae.spec, extra, b_in)
+    return SAE(LATENTS, LATENTS, LATENTS, REPLICATED, sae.spec, extra, *replicated)
 
 
 @jax.tree_util.register_dataclass
@@ -94,5 +108,6 @@ class Code:
 
     values: Any  # [..., c]
     indices: Any  # [..., c] int32
-    mean: Any  # [...], subtracted from each token
-    scale: Any  # [...], by which each token was divided
+    mean: Any  # [...] (of a crosscoder [..., sections]): what the decoder adds to each token of its output
+    scale: Any  # like mean: what it multiplies each token of its output by
+    skip: Any = None  # [..., d_out], of a skip transcoder: what the skip connection adds to the normalised output

@@ -15,31 +15,36 @@ from jaxsae.sae.config import SAEConfig
 from jaxsae.sae.decoder import KINDS
 
 
-def dense(n: int, d: int) -> int:
+def dense(n: int, d: int, d_out: int | None = None) -> int:
     """FLOPs per token of the dense-equivalent autoencoder: encoder, decoder and their gradients, six products."""
-    return 12 * n * d
+    return 6 * n * (d + (d_out or d))
 
 
-def autoencoder(sae: SAEConfig, d: int, n: int | None = None, slots: float | None = None) -> dict[str, float]:
+def autoencoder(
+    sae: SAEConfig, d: int, n: int | None = None, slots: float | None = None, d_out: int | None = None
+) -> dict[str, float]:
     """FLOPs per token of one training step, forward and backward, by part.
 
     select    pre-activations of all latents
     decode    every view's reconstruction, and the values if the selection knows them only roughly
     gradient  of weights and values
+    skip      of a skip transcoder: the connection and its gradient
 
     `n` and `slots` are those of one shard of the latents; default: all of them. Slots are the most that a token may
-    need, which is more than it uses if their number depends on the data (batch_topk).
+    need, which is more than it uses if their number depends on the data (batch_topk). `d_out`: the width of a
+    transcoder's output.
     """
+    d_out = d_out or d
     family, views = activation_functions.get(sae.activation), n_views(sae)
     n = sae.n if n is None else n
     s = n if family.dense else n_slots(sae) if slots is None else slots
     gate = family.gate_values is not None  # one more reconstruction, which sends no gradient to W_dec
     return {
         "select": 2 * n * d,
-        "decode": (views + gate + recomputes(sae)) * 2 * s * d,
+        "decode": 2 * s * ((views + gate) * d_out + recomputes(sae) * d),
         # To W_enc once; from each view to W_dec and to the values.
-        "gradient": (1 + 2 * views + gate) * 2 * s * d,
-    }
+        "gradient": 2 * s * (d + (2 * views + gate) * d_out),
+    } | ({"skip": 4 * d * d_out} if sae.skip else {})
 
 
 def n_views(sae: SAEConfig) -> int:
@@ -53,8 +58,10 @@ def n_slots(sae: SAEConfig) -> int:
 
 
 def recomputes(sae: SAEConfig) -> bool:
-    """Whether pre-activations are computed again after the selection, which was not in float32."""
-    return sae.select_precision != "float32" and not activation_functions.get(sae.activation).dense
+    """Whether pre-activations are computed again after the selection, which was not in float32 or of a crosscoder."""
+    return (sae.select_precision != "float32" or sae.sections > 1) and not activation_functions.get(
+        sae.activation
+    ).dense
 
 
 def auxk(n: int, d: int, dead: float, kept: int = KEPT) -> float:
@@ -68,12 +75,13 @@ def auxk(n: int, d: int, dead: float, kept: int = KEPT) -> float:
     return (5 * blocks + 3 * max(0, blocks - kept)) * 2 * rows * d
 
 
-def optimizer(sae: SAEConfig, d: int, ema: bool = True, n: int | None = None) -> int:
+def optimizer(sae: SAEConfig, d: int, ema: bool = True, n: int | None = None, d_out: int | None = None) -> int:
     """FLOPs per step of the update of n latents: Adam 14 and the gradient's norm 2 for each weight, the average of the
     weights 3, and 11 for each weight of a decoder whose rows are kept at norm 1.
     """
-    n = sae.n if n is None else n
-    return n * ((16 + 3 * ema) * (2 * d + 1) + 11 * d * KINDS[sae.decoder].constrained)
+    n, d_out = sae.n if n is None else n, d_out or d
+    skip = (16 + 3 * ema) * d * d_out if sae.skip else 0
+    return n * ((16 + 3 * ema) * (d + d_out + 1) + 11 * d_out * KINDS[sae.decoder].constrained) + skip
 
 
 def training(
@@ -84,6 +92,7 @@ def training(
     dead: float = 0.0,
     lm_passes: tuple[int, int] = (0, 0),
     lm: tuple[int, int] = (0, 0),
+    d_out: int | None = None,
 ) -> dict[str, float]:
     """FLOPs per token of training, by part; their sum is the `flops` of a summary, divided by the tokens.
 
@@ -92,8 +101,8 @@ def training(
     that makes the activations of an objective that reads rows is not in it: it costs `lm[0]` per token, but only if the
     activations do not come from files, and it is the same whatever is trained on them.
     """
-    return autoencoder(sae, d) | {
+    return autoencoder(sae, d, d_out=d_out) | {
         "auxk": auxk(sae.n, d, dead),
-        "optimizer": optimizer(sae, d, ema) / batch_size,
+        "optimizer": optimizer(sae, d, ema, d_out=d_out) / batch_size,
         "lm": sum(count * flops for count, flops in zip(lm_passes, lm)),
     }

@@ -59,12 +59,15 @@ class Checkpoints:
         """Steps that have a checkpoint, oldest first."""
         return sorted(c.step for c in self._checkpointer.checkpoints)
 
-    def width(self) -> int:
-        """d of the activations that the newest checkpoint that can be read is for. Raises BadInput if none can."""
+    def widths(self) -> tuple[int, int | None]:
+        """(d of the activations, of a transcoder the width of its output) that the newest checkpoint that can be read
+        is for. Raises BadInput if none can.
+        """
         for step in reversed(self.steps()):
             try:
-                weights = self._ocp.checkpointables_metadata(self.folder / str(step)).metadata["weights"]
-                return weights["params"]["b_dec"].shape[0]
+                weights = self._ocp.checkpointables_metadata(self.folder / str(step)).metadata["weights"]["params"]
+                d_out = weights["b_dec"].shape[0] if "scale_out" in weights else None
+                return weights["W_enc"].shape[1], d_out
             except Exception:  # damaged in one of many ways; `restore` says in which
                 continue
         raise BadInput(f"none of the checkpoints in {self.folder} can be read: bring back a copy of one")

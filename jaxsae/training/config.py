@@ -30,7 +30,10 @@ class BatchConfig:
     micro_batches: int = 1
     """Parts that a batch is computed in, to save memory; the update is that of the whole batch."""
     seed: int = 0
-    """Seed of the weights and of the order of the data."""
+    """Seed of the weights, and of the order of the data."""
+    data_seed: int | None = None
+    """Seed of the order of the data, if it is to be another than --seed: runs that differ in --seed and agree in this
+    read the same batches."""
     mesh: tuple[int, int] | None = None
     """Devices along `data` and along `latent`; default: all on `data`, or on `latent` if the state needs it."""
 
@@ -41,8 +44,14 @@ class BatchConfig:
                 f"--batch-size {self.batch_size} does not divide into --micro-batches {self.micro_batches}: "
                 f"give a multiple of {self.micro_batches}"
             )
-        if not 0 <= self.seed < 2**32:
-            raise BadInput(f"--seed is {self.seed}: allowed is 0 to 2^32 - 1")
+        for flag, seed in (("--seed", self.seed), ("--data-seed", self.data_seed or 0)):
+            if not 0 <= seed < 2**32:
+                raise BadInput(f"{flag} is {seed}: allowed is 0 to 2^32 - 1")
+
+    @property
+    def order_seed(self) -> int:
+        """The seed that the order of the data depends on."""
+        return self.seed if self.data_seed is None else self.data_seed
 
 
 @dataclass(frozen=True)

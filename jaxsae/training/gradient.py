@@ -5,6 +5,7 @@ micro_batches.py computes the same in parts, sites.py that of several autoencode
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ def make_loss(sae: SAEConfig, training: TrainingConfig, objective: Objective, k_
             views = [objective.terms(xhat, batch, lm, hyper.mse_scale, whole.variances, later) for xhat in out.views]
         batch_terms = lax.stop_gradient(views) if whole.terms is None else whole.terms
         total = sum(weight * objective.loss(*pair) for weight, *pair in zip(out.weights, views, batch_terms))
-        own, metrics = own_terms(sae, out, batch.x, hyper)
+        own, metrics = own_terms(sae, out, batch.y, hyper)
         metrics |= views[0] | {"error": jnp.mean((batch.y - out.xhat) ** 2)}
         total, metrics = jax.tree.map(lambda a: a / micro, (total + own, metrics))
         aux = jnp.zeros_like(total)
@@ -47,17 +48,17 @@ def make_loss(sae: SAEConfig, training: TrainingConfig, objective: Objective, k_
     return loss
 
 
-def own_terms(sae: SAEConfig, out, x, hyper: Hyper):
+def own_terms(sae: SAEConfig, out, y, hyper: Hyper):
     """The summands of the loss that are of the activation function alone, and their metrics."""
     total, metrics = 0.0, {"l0": out.l0.mean()}
-    metrics |= {name: which.mean(dtype=x.dtype) for name, which in (out.counts or {}).items()}
+    metrics |= {name: which.mean(dtype=y.dtype) for name, which in (out.counts or {}).items()}
     if out.gate_xhat is not None:
-        # Always compared with the input, whatever the objective.
-        total += squared_error(out.gate_xhat, x, hyper.mse_scale)
+        # Always compared with what should come out, whatever the objective.
+        total += squared_error(out.gate_xhat, y, hyper.mse_scale)
     if out.penalty is not None:
         mean, target = out.penalty.mean(), sae.sparsity.target_l0
         # The mean over tokens and d, as errors are; or the distance from the target.
-        metrics["penalty"] = mean / x.shape[1] if target is None else (mean / target - 1) ** 2
+        metrics["penalty"] = mean / y.shape[1] if target is None else (mean / target - 1) ** 2
         total += hyper.sparsity * metrics["penalty"]
     return total, metrics
 
@@ -82,16 +83,17 @@ def make_gradient(sae: SAEConfig, training: TrainingConfig, objective: Objective
 
     def of_whole(params: SAE, batch: Batch, dead, hyper: Hyper, lm):
         with jax.named_scope("choose"):
-            chosen = choose(params, batch.x, sae.selection(), training=True)
+            chosen = choose(params, batch.x, sae.selection(), training=True, k=hyper.k)
         run = lambda *dead: derivative(params, batch, chosen, hyper, lm, Whole(objective.variances(batch)), *dead)
         return maybe_with_auxk(dead, hyper, run, lambda dead: run())
 
     parts = training.batch.micro_batches
+    prepare = objective.prepare if parts == 1 else partial(micro_batches.prepare, objective, parts)
     of_parts = micro_batches.make_gradient(derivative, sae, training, objective, maybe_with_auxk)
 
     def gradient(params: SAE, batch, dead, hyper: Hyper, lm=None):
         with jax.named_scope("prepare"):
-            batch = objective.prepare(batch, lm) if parts == 1 else micro_batches.prepare(objective, batch, lm, parts)
+            batch = prepare(batch, lm, params.scale_out)
         grads, (metrics, seen) = (of_whole if parts == 1 else of_parts)(params, batch, dead, hyper, lm)
         return grads, metrics | {"nmse": metrics.pop("error") / variance(batch.y)}, seen
 

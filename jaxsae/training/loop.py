@@ -1,5 +1,7 @@
 """The training loop: steps, a progress bar, log rows, checkpoints, and stopping cleanly when a signal asks.
 
+Several autoencoders may be trained side by side on one stream of batches; a run of one is the usual case.
+
 With several processes, a signal to one stops them all after the same step: with every step they reduce what each was
 asked, and read it when they read that step's metrics.
 """
@@ -8,8 +10,10 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +22,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
+from jaxsae.data.activations import as_here
+from jaxsae.data.workers import usable_cores
 from jaxsae.distributed import processes
 from jaxsae.distributed.mesh import place
 from jaxsae.errors import Interrupted
@@ -42,63 +48,128 @@ class Diverged(Exception):
         self.useless = useless
 
 
-def train(
-    state: TrainState,
-    batches: Iterable[jax.Array],
-    step: Callable,
-    total: int,
-    tokens_per_step: int,
-    checkpoints: Checkpoints,
-    logs: Logs,
-    config: LogConfig,
-) -> tuple[TrainState, float]:
-    """Run `step(state, batch, number) -> (state, metrics)` to step `total`; returns the last state and the seconds.
+class Member:
+    """One autoencoder in the loop: its state, how it makes a step, and where its numbers and its states are kept."""
 
-    On SIGTERM or Ctrl-C, in any process, the state is saved and Interrupted raised; a second signal stops at once.
-    Raises Diverged if the loss or its gradient is no longer finite; the newest checkpoint then has a finite loss.
+    def __init__(self, state: TrainState, step: Callable, checkpoints: Checkpoints, logs: Logs, config: LogConfig):
+        """`step(state, batch, number) -> (state, metrics)`."""
+        self.state, self.start = state, int(state.step)
+        self.error: Diverged | None = None
+        """What is wrong with `state`, which the loop then leaves as it is."""
+        self.seconds = 0.0
+        """From its first step to its last."""
+        self.metrics = _Metrics(self.start)
+        self._step, self._checkpoints, self._logs, self._config = step, checkpoints, logs, config
+        self._began = None
+
+    def advance(self, batch, number: int, last: bool, asked: dict):
+        """Make step `number`, with `asked` among its metrics; waits for it if it is saved or logged."""
+        self._began = self._began or time.monotonic()
+        self.state, values = self._step(self.state, batch, number)
+        self.metrics.add(values | asked)
+        # A state is saved only after finite numbers.
+        self.wait(0 if any(self._due(number, last)) else AHEAD)
+
+    def wait(self, ahead: int):
+        """Until at most `ahead` steps are under way."""
+        try:
+            self.metrics.wait(ahead)
+        except Diverged as error:
+            self.error = error
+        self.seconds = time.monotonic() - self._began
+
+    def keep(self, number: int, last: bool, tokens_per_step: int, stopping: bool) -> dict | None:
+        """Log and save what is due after step `number`; returns the row that was logged."""
+        logs_now, saves_now = self._due(number, last)
+        row = None
+        if logs_now:
+            row = self.metrics.mean()
+            rate = (number - self.start) * tokens_per_step / self.seconds
+            self._logs.write({"step": number, "tokens": number * tokens_per_step, **row, "tokens_per_second": rate})
+        if saves_now or stopping:
+            self._checkpoints.save(self.state)
+        return row
+
+    def drop_useless(self):
+        """Remove the checkpoint of weights that have no finite loss, if there is one."""
+        if self.error is not None and self.error.useless is not None:
+            self._checkpoints.drop(self.error.useless)
+
+    def finish(self):
+        """Until what is being saved is on disk."""
+        self._checkpoints.wait()
+
+    def _due(self, number: int, last: bool) -> tuple[bool, bool]:
+        """Whether step `number` is logged, and whether it is saved."""
+        return number % self._config.log_every == 0 or last, number % self._config.checkpoint_every == 0 or last
+
+
+def train(members: Sequence[Member], batches: Iterable[jax.Array], total: int, tokens_per_step: int):
+    """Train `members` on the same batches, each from the step that it is at, to step `total`.
+
+    `batches` begin after the earliest of these steps. A member whose loss or gradient is no longer finite is left as it
+    is and has an `error`; its newest checkpoint then has a finite loss, and the others go on. On SIGTERM or Ctrl-C, in
+    any process, all states are saved and Interrupted raised; a second signal stops at once.
     """
-    start = done = int(state.step)
-    if start >= total:
-        return state, 0.0
-    began = time.monotonic()
-    with _Signals() as signals, _dropping_useless(checkpoints), _bar(total, start, tokens_per_step) as bar:
-        metrics = _Metrics(start, lambda count: _advance(bar, count * tokens_per_step))
-        ask = _ask_all(state.step.sharding.mesh) if processes.is_distributed() else None
+    learning = [member for member in members if member.start < total]
+    if not learning:
+        return
+    done = min(member.start for member in learning)
+    mesh = learning[0].state.step.sharding.mesh
+    with _Signals() as signals, _bar(total, done, tokens_per_step) as bar, _at_once(mesh, len(learning)) as each:
+        ask = _ask_all(mesh) if processes.is_distributed() else None
         for batch in batches:
             done += 1
-            state, values = step(state, batch, done)
-            metrics.add(values | ({} if ask is None else {STOP: ask(signals.received)}))
-            logs_now = done % config.log_every == 0 or done == total
-            saves_now = done % config.checkpoint_every == 0 or done == total
-            if logs_now or saves_now:
-                # Waits for this step: a state is saved only after finite numbers.
-                metrics.wait(ahead=0)
-            stop = signals.received if ask is None else metrics.stop
+            last, now = done == total, [member for member in learning if member.start < done]
+            asked = {} if ask is None else {STOP: ask(signals.received)}
+            each(partial(Member.advance, batch=batch, number=done, last=last, asked=asked), now)
+            stop = signals.received if ask is None else max((member.metrics.stop for member in now), default=0)
             if stop:
-                metrics.wait(ahead=0)
-            if logs_now:
-                row = metrics.mean()
-                rate = (done - start) * tokens_per_step / (time.monotonic() - began)
-                logs.write({"step": done, "tokens": done * tokens_per_step, **row, "tokens_per_second": rate})
-                bar.set_postfix(nmse=f"{row['nmse']:.3f}", dead=f"{row['dead_fraction']:.1%}", refresh=False)
-            if saves_now or stop:
-                checkpoints.save(state)
+                each(partial(Member.wait, ahead=0), now)
+            for member in now:
+                member.drop_useless()
+            learning = [member for member in learning if member.error is None]
+            now = [member for member in now if member.error is None]
+            _advance(bar, min((member.metrics.step for member in now), default=done), tokens_per_step)
+            rows = []
+            for member in now:
+                rows.append(member.keep(done, last, tokens_per_step, bool(stop)))
+                if ask is not None and len(now) > 1:
+                    # Several processes can agree on one checkpoint at a time only.
+                    member.finish()
+            _show(bar, [row for row in rows if row])
             if stop:
-                checkpoints.wait()
-                name = signal.Signals(stop).name
-                raise Interrupted(f"{name}: saved at step {done} of {total}", 128 + stop)
-        checkpoints.wait()
-    return state, time.monotonic() - began
+                for member in learning:
+                    member.finish()
+                raise Interrupted(f"{signal.Signals(stop).name}: saved at step {done} of {total}", 128 + stop)
+            if not learning:
+                break
+    for member in learning:
+        member.finish()
 
 
 @contextmanager
-def _dropping_useless(checkpoints: Checkpoints):
-    try:
-        yield
-    except Diverged as error:
-        if error.useless is not None:
-            checkpoints.drop(error.useless)
-        raise
+def _at_once(mesh: jax.sharding.Mesh, count: int):
+    """each(function, members), which calls function(member) for all of them.
+
+    On a single CPU device several are called at once: XLA runs there side by side what several threads start, and so
+    uses the cores that one autoencoder's step leaves idle.
+    """
+    cores = usable_cores() if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu" else 1
+    if min(cores, count) == 1:
+        yield lambda function, members: [function(member) for member in members]
+        return
+    compiled = False
+    with ThreadPoolExecutor(min(cores, count)) as pool:
+
+        def each(function, members):
+            nonlocal compiled
+            # Two threads that call a new program would both compile it.
+            run = pool.map if compiled else map
+            list(run(as_here(function), members))
+            compiled = True
+
+        yield each
 
 
 def _ask_all(mesh: jax.sharding.Mesh) -> Callable[[int], jax.Array]:
@@ -111,32 +182,30 @@ def _ask_all(mesh: jax.sharding.Mesh) -> Callable[[int], jax.Array]:
 
 
 class _Metrics:
-    """The metrics of steps since the last log row; at most AHEAD steps are under way on the device."""
+    """The metrics of steps since the last log row, some of which are under way on the device."""
 
     # The signal that some process got, in the metrics that were waited for.
     stop = 0
 
-    def __init__(self, start: int, on_done: Callable[[int], None]):
-        self._pending, self._window, self._step, self._on_done = deque(), [], start, on_done
+    def __init__(self, start: int):
+        self._pending, self._window, self.step = deque(), [], start
 
     def add(self, values: dict):
         self._pending.append(values)
-        self.wait(AHEAD)
 
     def wait(self, ahead: int):
         """Until at most `ahead` steps are under way. Raises Diverged if the loss of one is not a number."""
         while len(self._pending) > ahead:
             values = jax.device_get(self._pending.popleft())
             self.stop = self.stop or int(values.pop(STOP, 0))
-            self._on_done(1)
-            self._step += 1
+            self.step += 1
             self._window.append(values)
             # The loss is that of the weights before the step, the gradient decides those after it.
             for name in ("loss", "grad_norm"):
                 if not np.isfinite(values[name]):
                     raise Diverged(
-                        f"{name} became {values[name]} at step {self._step}: start another --run with a lower --lr",
-                        self._step - 1 if name == "loss" else None,
+                        f"{name} became {values[name]} at step {self.step}: start another --run with a lower --lr",
+                        self.step - 1 if name == "loss" else None,
                     )
 
     def mean(self) -> dict[str, float]:
@@ -160,10 +229,21 @@ def _bar(total: int, start: int, tokens_per_step: int):
     )
 
 
-def _advance(bar: tqdm, tokens: int):
-    # The first step has come back, so all is compiled.
-    bar.set_description("training", refresh=False)
-    bar.update(tokens)
+def _advance(bar: tqdm, step: int, tokens_per_step: int):
+    """Show that `step` has come back from the devices."""
+    if new := step * tokens_per_step - bar.n:
+        # So all is compiled.
+        bar.set_description("training", refresh=False)
+        bar.update(new)
+
+
+def _show(bar: tqdm, rows: list[dict]):
+    """Show NMSE and dead latents, of several members the least and the largest."""
+    if rows:
+        span = lambda name, form: " to ".join(
+            form.format(value) for value in sorted({min(row[name] for row in rows), max(row[name] for row in rows)})
+        )
+        bar.set_postfix(nmse=span("nmse", "{:.3f}"), dead=span("dead_fraction", "{:.1%}"), refresh=False)
 
 
 class _Signals:

@@ -20,9 +20,9 @@ from jaxsae.training.objectives import Batch, Objective
 from jaxsae.training.records import Seen, Whole
 
 
-def prepare(objective: Objective, batch, lm, parts: int) -> Batch:
+def prepare(objective: Objective, parts: int, batch, lm, scale_out=None) -> Batch:
     """What `objective` prepares from each part of a batch."""
-    return lax.map(lambda part: objective.prepare(part, lm), split(batch, parts))
+    return lax.map(lambda part: objective.prepare(part, lm, scale_out), split(batch, parts))
 
 
 def make_gradient(
@@ -35,7 +35,7 @@ def make_gradient(
     check_micro_batches(sae, training)
 
     def gradient(params: SAE, batches: Batch, dead, hyper, lm):
-        chosen = lax.map(lambda x: choose(params, x, sae.selection(), training=True), batches.x)
+        chosen = lax.map(lambda x: choose(params, x, sae.selection(), training=True, k=hyper.k), batches.x)
         forward = lambda part: autoencode(params, part[0].x, part[1], sae.options())
         whole = Whole(objective.variances(batches))
         if objective.needs_batch_terms:

@@ -25,6 +25,7 @@ from jaxsae.sae.types import SAE
 from jaxsae.training.config import TrainingConfig
 from jaxsae.training.micro_batches import join, prepare
 from jaxsae.training.objectives import Objective
+from jaxsae.training.records import Hyper
 from jaxsae.training.step import TrainState
 
 # Of the mean norm of living encoder rows: a new latent is active little at first, so that it disturbs little.
@@ -49,22 +50,22 @@ def resample(state: TrainState, logits, directions, dead_window, ema_decay, own)
 
 
 def make_resample(sae: SAEConfig, training: TrainingConfig, objective: Objective) -> Callable:
-    """A function (state, batch, lm) -> state for the batches of a step, in as many micro-batches."""
+    """A function (state, batch, hyper, lm) -> state for the batches of a step, in as many micro-batches."""
     micro = training.batch.micro_batches
 
-    def run(state: TrainState, batch, lm=None) -> TrainState:
-        prepared = objective.prepare(batch, lm) if micro == 1 else prepare(objective, batch, lm, micro)
-        of_part = lambda part: candidates(state.params, part.x, sae.selection())
+    def run(state: TrainState, batch, hyper: Hyper, lm=None) -> TrainState:
+        prepared = objective.prepare(batch, lm) if micro == 1 else prepare(objective, micro, batch, lm)
+        of_part = lambda part: candidates(state.params, part.x, sae.selection(), hyper.k)
         drawn_from = of_part(prepared) if micro == 1 else join(lax.map(of_part, prepared))
-        return resample(state, *drawn_from, training.dead_window(), training.ema_decay(), sae.options().own)
+        return resample(state, *drawn_from, hyper.dead_window, training.ema_decay(), sae.options().own)
 
     return run
 
 
-def candidates(sae: SAE, x, selection: Selection = EXACT):
+def candidates(sae: SAE, x, selection: Selection = EXACT, k=None):
     """Log of the probability, up to a constant, that a token is drawn [B@data], and unit vectors [B@data, d]."""
     options = activation_functions.default_options(sae.spec.activation)
-    xhat = autoencode(sae, x, choose(sae, x, selection, training=True), options).xhat
+    xhat = autoencode(sae, x, choose(sae, x, selection, training=True, k=k), options).xhat
     loss = ((x - xhat) ** 2).sum(1)
     directions = unit_rows(x - sae.input_bias())
     # A token without a direction is of no use.

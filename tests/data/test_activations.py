@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxsae.data import activations
-from jaxsae.data.activations import LANES, ActivationBatches, BufferPlan, TextSource
+from jaxsae.data.activations import LANES, ActivationBatches, BufferPlan, HooksSource, TextSource
+from jaxsae.data.sections import SectionsSource
 from jaxsae.distributed.mesh import make_mesh, place
 from jaxsae.errors import BadInput
 from jaxsae.lm.gpt2 import GPT2, GPT2Config
@@ -356,6 +357,31 @@ def test_text_gives_the_activations_of_the_prefix(lm, monkeypatch, hook, at_once
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.parametrize("hooks, hook_out", [((HOOKS[0],), HOOKS[3]), ((HOOKS[0], HOOKS[4]), None)])
+def test_several_hook_points_are_read_in_one_pass(lm, hooks, hook_out):
+    """A pair of a transcoder; activations of a crosscoder side by side."""
+    mesh = make_mesh(2, 4)
+    placed = jax.device_put(lm, NamedSharding(mesh, P()))
+    kind, places = (HooksSource, (*hooks, hook_out)) if hook_out else (SectionsSource, hooks)
+    source = kind(placed, places, Tokens(), T, False, "tokens")
+    want = [np.asarray(prefix(lm, Tokens().ids[:16], hook)) for hook in (*hooks, *filter(None, [hook_out]))]
+    want = want if hook_out else [np.concatenate(want, -1)]
+    host = place(source.host, (16, T), source.dtype, NamedSharding(mesh, P("data")))
+    with jax.set_mesh(mesh):
+        got = source.activations(host)
+    assert source.width == want[0].shape[-1] and len(got) == len(want)
+    for ours, theirs in zip(got, want):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    batches = ActivationBatches(source, BufferPlan.of(16, T, 2, 2), mesh, 0)
+    samples, (first, *_) = batches.samples(40), batches.iterate(0, 1)
+    for sample, array in zip(samples, first, strict=True):
+        np.testing.assert_array_equal(sample[:16], array)
+    if hook_out:
+        # Rows of the pair stay together.
+        rows = np.concatenate([a.reshape(-1, a.shape[-1]) for a in want], -1)
+        assert np.abs(np.concatenate(first, -1)[:, None] - rows).max(-1).min(1).max() < 1e-4
+
+
 @pytest.mark.parametrize("skip_first", [False, True])
 @pytest.mark.parametrize("hook", ["blocks.0.hook_resid_post", "blocks.1.mlp.hook_post"])
 def test_batches_of_text_are_rows_of_the_prefix(lm, hook, skip_first):
@@ -373,6 +399,20 @@ def test_batches_of_text_are_rows_of_the_prefix(lm, hook, skip_first):
     if skip_first:
         first = np.asarray(prefix(lm, Tokens().ids[: batches.plan.contexts], hook)[:, 0])
         assert np.abs(got[:, None] - first).max(-1).min() > 1e-3
+
+
+def test_several_hook_points_give_what_each_gives_alone(lm):
+    """The same rows at the same places of the batches, from one pass."""
+    mesh = make_mesh(2, 4)
+    placed, hooks = jax.device_put(lm, NamedSharding(mesh, P())), [HOOKS[1], HOOKS[2], HOOKS[0]]
+    source = HooksSource(placed, hooks, Tokens(), T, True, "tokens", (7,))
+    batches = ActivationBatches(source, BufferPlan.of(16, T - 2, 2, 3), mesh, 5)
+    got, samples = next(batches.iterate(1, 2)), batches.samples(40)
+    for hook, array, sample in zip(hooks, got, samples, strict=True):
+        alone = TextSource(placed, hook, Tokens(), T, True, "tokens", (7,))
+        alone = ActivationBatches(alone, batches.plan, mesh, 5)
+        np.testing.assert_allclose(array, next(alone.iterate(1, 2))[0], atol=1e-5)
+        np.testing.assert_allclose(sample, alone.sample(40), atol=1e-5)
 
 
 def test_padding_and_named_tokens_of_a_text_do_not_count(lm):

@@ -11,9 +11,11 @@ from jaxsae.data.activations import ActivationBatches, BufferPlan
 from jaxsae.data.synthetic import ROWS, SyntheticSource, World, truth_of, world_of
 from jaxsae.distributed.mesh import make_mesh
 from jaxsae.planning.width import width
+from tests.marks import slow
 
 SMALL = World(features=24, width=12, active=3.0)
 MESHES = [(1, 1), (4, 2)]
+SLOW = ("gaussian-768", "points")
 
 
 def made(world, contexts=64, mesh=(1, 1)):
@@ -21,7 +23,7 @@ def made(world, contexts=64, mesh=(1, 1)):
     source = SyntheticSource(world, "all", None)
     with jax.set_mesh(make_mesh(*mesh)):
         x, magnitudes = jax.device_get(source.made(source.host(0, contexts)))
-    return x.reshape(-1, world.width), magnitudes.reshape(-1, world.features)
+    return x.reshape(-1, world.width), magnitudes.reshape(-1, world.features * world.manifold)
 
 
 def test_frequencies_are_zipf_up_to_a_bound():
@@ -70,7 +72,7 @@ def test_features_of_a_group_fire_together_and_as_often_as_without():
     assert np.nanmean(correlations[same]) > 0.03 and abs(np.nanmean(correlations[~same])) < 0.005
 
 
-@pytest.mark.parametrize("name", synthetic.WORLDS)
+@pytest.mark.parametrize("name", [slow(name) if name in SLOW else name for name in synthetic.WORLDS])
 def test_every_world_is_the_same_on_every_mesh(name):
     """What a context holds does not depend on its neighbours either."""
     world = synthetic.WORLDS[name]
@@ -112,3 +114,16 @@ def test_an_unknown_world_is_refused_with_the_known_ones():
     with pytest.raises(jaxsae.BadInput, match=r"synthetic:gauss is unknown: allowed are synthetic:zipf, "):
         world_of("synthetic:gauss")
     assert width(with_fields(Config(), activations="synthetic:zipf")) == synthetic.WORLDS["zipf"].width
+
+
+def test_points_of_manifolds_have_the_length_that_a_point_would_have():
+    flat, round_ = World(features=24, width=12, active=3.0), World(features=24, width=12, active=3.0, manifold=3)
+    one, coordinates = made(flat, 8)[1], made(round_, 8)[1].reshape(-1, 24, 3)
+    np.testing.assert_allclose(np.linalg.norm(coordinates, axis=-1), one, atol=1e-5)
+    assert (coordinates < 0).any() and truth_of(round_).directions.shape == (72, 12)
+
+
+def test_fingerprints_of_runs_that_were_saved_hold():
+    """Those of the first version, whose worlds had no manifolds."""
+    saved = {"zipf": "synthetic-713903143dd7a93738e1", "mixed": "synthetic-59984499b78d145cc8a2"}
+    assert {name: SyntheticSource(synthetic.WORLDS[name], "train", 0).fingerprint for name in saved} == saved

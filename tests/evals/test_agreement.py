@@ -3,6 +3,8 @@
 import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import pytest
 import jaxsae
 from jaxsae import lm as lms
 from jaxsae.distributed.mesh import make_mesh, replicate
-from jaxsae.evals import EvaluationConfigs, agreement, measure
+from jaxsae.evals import EvaluationConfigs, agreement, measure, readout
 from jaxsae.evals.pairs import read, tokenise
 from jaxsae.evals.topk_curve import KS, topk_curve
 from jaxsae.sae.types import SAE, Spec
@@ -286,3 +288,14 @@ def test_what_the_evaluation_needs(example, tmp_path):
     ):
         with pytest.raises(jaxsae.BadInput, match=message):
             measure("agreement", case, EvaluationConfigs(agreement=agreement.Config(pairs)))
+
+
+def test_answers_of_a_model_whose_logits_are_soft_capped_are_its_logits(x64):
+    folder = Path(lms.__file__).parents[2] / "tests" / "lm" / "families" / "gemma2"
+    lm, tokens = lms.load(str(folder), dtype=jnp.float64), jnp.arange(24).reshape(2, 12)
+    pairs, last, hook = SimpleNamespace(answers=jnp.array([5, 90, 7])), jnp.array([11, 4]), "blocks.1.hook_resid_pre"
+    stream = lm.prefix(tokens, hook)
+    have = readout.answers(lm, readout.readout_of(lm, pairs, stream.dtype), stream, last, hook)
+    np.testing.assert_allclose(have, lm.run(tokens)[jnp.arange(2), last][:, pairs.answers], atol=1e-12)
+    # Without the cap they would exceed it.
+    assert 0.5 < np.abs(have).max() < lm.config.logit_cap

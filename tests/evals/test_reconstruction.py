@@ -95,5 +95,7 @@ def test_the_standard_error_of_a_ratio_is_that_of_resampling():
     draws = [(a[i].sum() / b[i].sum()) for i in random.integers(400, size=(2000, 400))]
     np.testing.assert_allclose(reconstruction.ratio_error(a, b, ratio), np.std(draws), rtol=0.05)
     np.testing.assert_allclose(reconstruction.ratio_error(a, np.ones(400), a.mean()), a.std(ddof=1) / 20, rtol=1e-12)
+    # Where zeros predict better than the activation, what is gained over them is negative.
+    assert reconstruction.ratio_error(a, -b, -ratio) == reconstruction.ratio_error(a, b, ratio)
     assert reconstruction.ratio_error(a[:1], b[:1], ratio) is None
     assert reconstruction.ratio(1.0, 0) is None and reconstruction.ratio_error(a, 0 * a, None) is None

@@ -61,10 +61,11 @@ def test_every_device_runs_the_language_model_on_its_own_contexts(mesh):
     subject = on_text(mesh, sae, "blocks.0.hook_resid_post", 16, two_layers(jnp.float32))
     batch = next(subject.batches())
     with jax.set_mesh(subject.mesh):
-        x = subject.activations(batch)
-        assert x.shape[0] == 16
-        rest = batch.kept, standard._centers(x, batch.kept, "unit_norm", 16), subject.lm, *subject.text(batch)
-        lower = partial(standard._per_token.lower, {"exported": subject.sae}, x, *rest)
+        arrays = (subject.activations(batch),)
+        assert arrays[0].shape[0] == 16
+        centers = standard._centers(subject.sae, arrays, batch.kept, 16)
+        rest = batch.kept, centers, subject.lm, *subject.text(batch)
+        lower = partial(standard._per_token.lower, {"exported": subject.sae}, arrays, *rest)
         text = lower(subject.hook, subject.selection).compile().as_text()
     logits = {line.split("[")[1].split("]")[0] for line in text.split() if line.startswith("f32[")}
     rows = {int(np.prod([int(n) for n in shape.split(",")[:-1]])) for shape in logits if shape.endswith(",101")}

@@ -91,6 +91,9 @@ def test_activations_of_unknown_features_are_refused():
         measure("synthetic", on_files((1, 1), random_sae(12, dtype=jnp.float32), np.ones((2, 5, 12), "f")))
     with pytest.raises(jaxsae.BadInput, match="has width 12, and the synthetic activations 32"):
         measure("synthetic", on_world((1, 1), random_sae(12, dtype=jnp.float32)))
+    for world in (replace(WORLD, manifold=2), replace(WORLD, active=0.0, noise=1.0)):
+        with pytest.raises(jaxsae.BadInput, match="features that are directions"):
+            measure("synthetic", on_world((1, 1), random_sae(32, dtype=jnp.float32), world))
 
 
 def test_other_made_activations_are_not_read_to_their_end():

@@ -15,6 +15,7 @@ from jaxsae.lm.hooks import parse
 from tests.lm import tiny
 
 FOLDERS = {"gpt2": tiny.FOLDER, "gpt_neo": tiny.FOLDER.parent / "golden_neo"}
+FOLDERS |= {name: tiny.FOLDER.parent / "families" / name for name in architecture.ARCHITECTURES.keys() - FOLDERS.keys()}
 
 
 @pytest.fixture(scope="module")

@@ -351,3 +351,50 @@ def test_padding_is_on_the_side_asked_for(tokenizer):
         tokenizer.pad(texts, "middle")
     tokens, mask = replace(tokenizer, bos=7).pad(texts)
     assert (tokens[:, 0] == 7).all() and mask[:, 0].all() and tokens.shape == (3, T + 1)
+
+
+LEVELS, FIRST = tokenizers.processors.ByteLevel(), [("<bos>", 1)]
+TEMPLATE = tokenizers.processors.TemplateProcessing("<bos> $A", None, FIRST)
+BOS = {"bos_token": "<bos>", "eos_token": "<eos>"}
+# How the files of families say what begins a text: the post-processor, tokenizer_config.json, and whether it is <bos>.
+FAMILIES = {
+    "Llama 2, Gemma": (TEMPLATE, {**BOS, "add_bos_token": True, "add_eos_token": False}, True),
+    "Llama 3": (tokenizers.processors.Sequence([LEVELS, TEMPLATE]), BOS, True),
+    "Qwen": (LEVELS, {**BOS, "bos_token": None, "add_bos_token": False}, False),
+    "GPT-2, Pythia": (LEVELS, {**BOS, "bos_token": "<eos>", "add_prefix_space": False}, False),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_contexts_begin_with_bos_where_the_texts_of_transformers_do(tmp_path, family):
+    from transformers import AutoTokenizer
+
+    post_processor, about, begins = FAMILIES[family]
+    backend = sentencepiece(True).backend
+    backend.post_processor = post_processor
+    backend.save(str(tmp_path / "tokenizer.json"))
+    about = about | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+    tokenizer = lms.load_tokenizer(model_beside(tmp_path))
+    assert tokenizer.bos == (1 if begins else None) and tokenizer.end_of_text == 0
+    theirs = AutoTokenizer.from_pretrained(tmp_path)("hello world")["input_ids"]
+    assert theirs == [1] * begins + tokenizer.encode(["hello world"])[0]
+    # A chat's template may begin with it; contexts do so already.
+    chats = tokenizer.encode_chats(["<bos>hello", "hello<bos>", ""])
+    assert [ids.count(1) for ids in chats] == [1 - begins, 1, 0]
+
+
+def test_a_tokenizer_that_begins_texts_must_say_with_what(tmp_path, bpe):
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    for token in (None, "<s>"):
+        about = {"eos_token": END_OF_TEXT, "add_bos_token": True, "bos_token": token}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+        with pytest.raises(BadInput, match=f"says add_bos_token, but its bos_token is {token!r}.*add_bos_token false"):
+            lms.load_tokenizer(model_beside(tmp_path))
+
+
+def test_a_sentencepiece_model_alone_is_refused_with_the_way_out(tmp_path):
+    lm = model_beside(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"\x0a\x0e")
+    with pytest.raises(BadInput, match=r"tokenizer\.model alone.*save_pretrained.*sentencepiece"):
+        lms.load_tokenizer(lm)

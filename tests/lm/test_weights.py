@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from jaxsae import lm as lms
 from jaxsae.errors import BadInput
 from jaxsae.lm.gpt2 import ACTIVATIONS, from_hf, hf_names, to_hf
-from jaxsae.lm.weights import read_config
+from jaxsae.lm.weights import find_folder, read_config
 from tests.lm import tiny
 
 equal = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -190,6 +190,10 @@ def truncated(folder):
     weights.write_bytes(weights.read_bytes()[:-1000])
 
 
+def of_torch(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
 def a_shard_is_missing(folder):
     shards(folder, tiny.tensors())
     (folder / "model-00002-of-00003.safetensors").unlink()
@@ -201,8 +205,8 @@ BROKEN = {
     "config not JSON": (holds("config.json", b"{model"), "config.json"),
     "config not UTF-8": (holds("config.json", b"\xff\xfe{}"), "config.json"),
     "config not an object": (holds("config.json", b"[1]"), "config.json"),
-    "another model": (says(model_type="llama"), "'llama': only gpt2"),
-    "no model type": (says(model_type=None), "only gpt2"),
+    "another model": (says(model_type="mamba"), "'mamba': only"),
+    "no model type": (says(model_type=None), "only "),
     "unknown activation function": (says(activation_function="swiglu"), "'swiglu'.*gelu_new"),
     "attention to another model": (says(add_cross_attention=True), "add_cross_attention is True.*not supported"),
     "heads that were removed": (says(pruned_heads={"1": [0]}), "pruned_heads is .*not supported"),
@@ -228,6 +232,7 @@ BROKEN = {
     "misshapen": (misshapen("h.0.mlp.c_proj.weight", (32, 128)), r"\[32, 128\].*\[128, 32\]"),
     "scalar": (misshapen("h.2.ln_1.bias", ()), r"ln_1.*\[\].*\[32\]"),
     "no weights": (lacks("model.safetensors"), "safetensors"),
+    "weights of torch.save": (of_torch, "convert the checkpoint by .*save_pretrained.*safe_serialization=True"),
     "truncated": (truncated, "safetensors"),
     "empty": (holds("model.safetensors", b""), "safetensors"),
     "not safetensors": (holds("model.safetensors", b"\x80\x02}q\x00." * 100), "safetensors"),
@@ -304,6 +309,31 @@ def test_a_hub_name_in_the_local_cache_loads(hub, name):
 def test_a_hub_name_that_cannot_be_reached_is_bad_input(hub, name):
     with pytest.raises(BadInput, match=f"{name} is neither embedded nor a folder.*hub"):
         lms.load(name)
+
+
+# What repositories hold beside the weights, each in this and that.
+HUB = """config.json generation_config.json model.safetensors model-00001-of-00002.safetensors README.md
+model-00002-of-00002.safetensors model.safetensors.index.json pytorch_model.bin pytorch_model.bin.index.json
+consolidated.safetensors original/consolidated.00.pth onnx/model.onnx onnx/config.json tf_model.h5 rust_model.ot
+tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json vocab.json merges.txt added_tokens.json
+chat_template.jinja flax_model.msgpack model.fp16.safetensors"""
+
+
+def test_of_a_hub_model_nothing_but_what_is_read_is_fetched(monkeypatch, tmp_path):
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    fetched = []
+
+    def snapshot(name, allow_patterns):
+        fetched.extend(filter_repo_objects(HUB.split(), allow_patterns=allow_patterns))
+        return tmp_path
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert find_folder("somebody/model") == tmp_path
+    weights = "model.safetensors model-00001-of-00002.safetensors model-00002-of-00002.safetensors"
+    tokenizer = "tokenizer.json tokenizer_config.json special_tokens_map.json vocab.json merges.txt chat_template.jinja"
+    assert {*fetched} == {"config.json", "model.safetensors.index.json", *weights.split(), *tokenizer.split()}
 
 
 def test_a_hub_model_of_which_only_a_part_is_cached_is_bad_input(hub):

@@ -12,9 +12,13 @@ import pytest
 
 from jaxsae.cli import main
 from jaxsae.config import Config, to_json, with_fields
+from jaxsae.distributed.mesh import make_mesh
+from jaxsae.lm.gpt2 import GPT2Config
+from jaxsae.lm.place import on_mesh
+from jaxsae.lm.weights import open_model
 from jaxsae.planning import compiler
 from jaxsae.planning.devices import topology
-from jaxsae.planning.width import lm_bytes
+from jaxsae.planning.language_model import lm_bytes
 
 SMALL = "--sae.n 4096 --sae.k 8 --batch-size 1024".split()
 
@@ -71,16 +75,34 @@ def test_width_of_the_model_and_of_files(say, tiny_lm, tmp_path):
     assert of_files["d"] == 24
     # Sixteen batches of activations; the model's weights only where there is a model.
     assert of_files["bytes"]["data"] == 16 * 2048 * 24 * 4
-    assert of_lm["bytes"]["data"] > 16 * 2048 * 32 * 4
-    assert width("--d-model 32")["bytes"]["data"] == 16 * 2048 * 32 * 4
+    assert of_files["bytes"]["lm"] == of_files["bytes"]["lm_work"] == width("--d-model 32")["bytes"]["lm"] == 0
+    assert of_lm["bytes"]["data"] == width("--d-model 32")["bytes"]["data"] == 16 * 2048 * 32 * 4
+    assert of_lm["bytes"]["lm"] > 0 and of_lm["bytes"]["lm_work"] > 0
 
 
 def test_bytes_of_the_model(tiny_lm):
-    from jaxsae.lm.weights import load
+    """Its own arrays, whole and split over 8 devices, in float32 and in half of it."""
+    host, mesh = open_model(str(tiny_lm)), make_mesh(4, 2)
+    for dtype, shard in (("float32", False), ("float32", True), ("bfloat16", True)):
+        lm = on_mesh(host, mesh, dtype, shard)
+        of_one = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(lm.params))
+        config = with_fields(Config(), lm_dtype=dtype, lm_shard=shard)
+        assert lm_bytes(config, lm.config, 8, "gpu")["lm"] == of_one
 
-    lm = load(str(tiny_lm))
-    real = sum(leaf.nbytes for leaf in jax.tree.leaves(lm.params))
-    assert lm_bytes(lm.config) == pytest.approx(real, rel=0.03)
+
+def test_a_model_at_work_by_hand():
+    """A GPT-2 as wide as GPT-2 XL: gathered, widened, and the activations of 8192 tokens."""
+    d, vocabulary = 1600, 50_257
+    lm = GPT2Config(vocab_size=vocabulary, n_ctx=1024, d_model=d, n_layer=4, n_head=25, n_inner=4 * d)
+    work = lambda devices=8, **flags: lm_bytes(with_fields(Config(), **flags), lm, devices, "gpu")["lm_work"]
+    # 16 contexts of 2048 tokens in all are buffered: neurons, before and after their activation function.
+    activations = 4 * (2 * 4096 * d + 2 * 4096 * 4 * d)
+    assert work() == activations
+    assert work(context=1024) == 4 * (2 * 4096 * d + 2 * 25 * 4 * 1024**2)  # logits of attention
+    embedding, positions = vocabulary * d, 1024 * d
+    assert work(lm_shard=True) == activations + 4 * (embedding + positions)
+    assert work(lm_dtype="bfloat16") == activations + 4 * embedding
+    assert work(lm_dtype="bfloat16", lm_precision="bfloat16") == activations
 
 
 def test_preset_and_config_give_the_defaults(say, tmp_path, monkeypatch):

@@ -52,7 +52,7 @@ def test_bad_input(flags, tmp_path, capsys, extra, said):
 def test_an_objective_that_reads_whole_contexts_refuses_padded_ones(tmp_path):
     source = SimpleNamespace(masked=True, count=10**6)
     with pytest.raises(BadInput, match="--objective e2e trains on contexts that are full of text"):
-        check_data(tmp_path, with_fields(Config(), objective="e2e"), source)
+        check_data(tmp_path, with_fields(Config(), objective="e2e"), source, 32)
 
 
 def test_an_objective_is_refused_before_text_is_read(flags, tmp_path, capsys):

@@ -83,7 +83,7 @@ def test_activations_from_files(shards, tmp_path, capsys):
 
 OPTIONS = {
     "neurons": "--hook blocks.1.mlp.hook_post --process-weights --lm-precision bfloat16 "
-    "--sae.select-precision bfloat16 --sae.n 100",
+    "--lm-dtype bfloat16 --lm-shard --mesh 2 1 --sae.select-precision bfloat16 --sae.n 100",
     "e2e_downstream": "--objective e2e_downstream --sae.activation relu --hook blocks.0.hook_resid_post "
     "--schedule cosine --warmup 512 --grad-clip 1 --resample-every 1024 --dead-after 256",
 }
@@ -91,7 +91,7 @@ OPTIONS = {
 SLOW = {
     "without extras": "--ema 0 --auxk-coef 0 --sae.decoder free --skip-first --batch-size 250",
     "e2e": "--objective e2e --sae.activation topk --hook blocks.0.hook_resid_mid --micro-batches 2 --mesh 2 2 "
-    "--lm-precision bfloat16",
+    "--lm-precision bfloat16 --lm-dtype bfloat16 --lm-shard",
     "tiny": "--sae.normalise none --sae.no-subtract-b-dec --sae.n 8 --sae.k 8 --k-aux 20 --dead-after 1",
     "batch_topk": "--sae.activation batch_topk --sae.n 64 --sae.prefixes 16 64",
     "jumprelu": "--sae.activation jumprelu --sae.n 64 --sae.target-l0 8 --sae.jumprelu.bandwidth 0.1",
@@ -110,6 +110,7 @@ def test_options(flags, tmp_path, options):
     assert ("raw_nmse" in summary) == ("--ema" not in options)
     assert np.isfinite([value for value in summary.values() if isinstance(value, int | float)]).all()
     about = jaxsae.describe(tmp_path / "run")
+    assert about["lm_dtype"] == ("bfloat16" if "--lm-dtype" in options else "float32")
     lm = jaxsae.lm.load(about["lm"])
     lm = jaxsae.lm.process_weights(lm) if about["process_weights"] else lm
     x = lm.prefix(np.arange(32)[None], about["hook"])

@@ -18,7 +18,7 @@ from jaxsae.errors import BadInput
 from jaxsae.sae.config import SAEConfig
 from jaxsae.training.checkpoint import Checkpoints
 from jaxsae.training.logs import LogConfig
-from jaxsae.training.loop import Diverged, train
+from jaxsae.training.loop import Member, train
 from jaxsae.training.program import make_program
 from tests import configs
 
@@ -179,9 +179,10 @@ def diverging(folder, name, at, every):
         return at_step(state, 1), metrics | ({name: float("nan")} if number == at else {})
 
     rows = LogConfig(log_every=100, checkpoint_every=every)
-    with jax.set_mesh(mesh), Checkpoints(folder, 2) as checkpoints, pytest.raises(Diverged) as error:
-        train(state_on(mesh), [None] * 20, step, 20, 32, checkpoints, SimpleNamespace(write=lambda row: None), rows)
-    return str(error.value)
+    with jax.set_mesh(mesh), Checkpoints(folder, 2) as checkpoints:
+        member = Member(state_on(mesh), step, checkpoints, SimpleNamespace(write=lambda row: None), rows)
+        train([member], [None] * 20, 20, 32)
+    return str(member.error)
 
 
 @pytest.mark.parametrize(

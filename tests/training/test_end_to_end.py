@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from jaxsae import lm as lms
-from jaxsae.distributed.mesh import make_mesh, replicate, shardings
+from jaxsae.distributed.mesh import make_mesh, shardings
 from jaxsae.errors import BadInput
 from jaxsae.lm.divergence import kl
 from jaxsae.lm.gpt2 import GPT2, GPT2Config
 from jaxsae.lm.model import capture
+from jaxsae.lm.place import on_mesh
 from jaxsae.sae import activation_functions
 from jaxsae.sae.activation_functions import REGISTRY
 from jaxsae.sae.config import SAEConfig
@@ -23,13 +24,14 @@ from jaxsae.training.config import TrainingConfig
 from jaxsae.training.optimizer import lr_factor
 from jaxsae.training.program import make_objective
 from tests import configs
+from tests.marks import slow
 from tests.programs import one_gradient
 from tests.sae import dense
 
 HOOK = "blocks.1.hook_resid_pre"
 
 
-def gradients(lm, sae, config, training, tokens, mse_scale=1.0, sparsity=0.0, mesh=(1, 1), hook=HOOK):
+def gradients(lm, sae, config, training, tokens, mse_scale=1.0, sparsity=0.0, mesh=(1, 1), hook=HOOK, shard=False):
     """Gradient, metrics and firing counts of token ids [b, T], on the host."""
     gradient = one_gradient(config, training, 8, make_objective([(hook, config)], training, lm.config))
     mesh = make_mesh(*mesh)
@@ -38,7 +40,7 @@ def gradients(lm, sae, config, training, tokens, mse_scale=1.0, sparsity=0.0, me
         weights = mse_scale, training.auxk_weight(config.activation), sparsity
         run = jax.jit(lambda p, tokens, dead, lm: gradient(p, tokens, dead, weights, lm)[:3])
         args = put(sae, partition_specs(sae)), put(tokens, TOKENS), put(jnp.arange(sae.n) % 4 == 0, LATENTS)
-        return jax.device_get(run(*args, replicate(lm, mesh)))
+        return jax.device_get(run(*args, on_mesh(jax.tree.map(np.asarray, lm), mesh, "float64", shard)))
 
 
 def golden(shared, name):
@@ -156,13 +158,19 @@ def plain(lm, sae, c, tokens, objective, hook=HOOK0):
 OBJECTIVES = ("e2e", "e2e_downstream", "finetune_kl")
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_plain_code_has_the_same_value_and_gradient(x64, random_lm, objective):
+# On (4, 2) the language model is split over all 8 devices, and gathered block by block.
+WHERE = [*((objective, (1, 1)) for objective in OBJECTIVES), ("e2e_downstream", (4, 2))]
+WHERE += [slow("e2e", (8, 1)), slow("finetune_kl", (2, 4))]
+
+
+@pytest.mark.parametrize(("objective", "mesh"), WHERE)
+def test_plain_code_has_the_same_value_and_gradient(x64, random_lm, objective, mesh):
     c = SAEConfig(N, 5, normalise="none" if objective == "e2e" else "unit_norm")
     sae, tokens = problem(c, random_lm)
     # Chunks that do not divide the tokens.
     training = configs.training(objective=objective, kl_chunk=7)
-    grads, metrics, _ = gradients(random_lm, sae, c, training, tokens, 0.7, hook=HOOK0)
+    shard = mesh != (1, 1)
+    grads, metrics, _ = gradients(random_lm, sae, c, training, tokens, 0.7, mesh=mesh, hook=HOOK0, shard=shard)
     want, want_grads = plain(random_lm, sae, c, tokens, objective)
     np.testing.assert_allclose(metrics["loss"], want, rtol=1e-10)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10 * np.abs(b).max()), grads, want_grads)

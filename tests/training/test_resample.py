@@ -21,7 +21,7 @@ from jaxsae.training.objectives import Batch
 from jaxsae.training.optimizer import make_optimizer
 from jaxsae.training.program import make_objective
 from jaxsae.training.resample import candidates, draw, make_resample, resample
-from jaxsae.training.step import TrainState
+from jaxsae.training.step import TrainState, hyper
 from tests import configs
 from tests.marks import slow
 from tests.sae import dense
@@ -142,7 +142,7 @@ def test_micro_batches_do_not_show(x64, end_to_end, mesh):
     mesh, state, x = example(SPECS["topk"], jnp.arange(n) % 5 == 0, mesh)
 
     # Contexts of two tokens; the table stands for a language model.
-    def read(ids, table):
+    def read(ids, table, scale_out=None):
         rows = table.at[ids.reshape(-1)].get(out_sharding=TOKENS)
         return Batch(rows, rows, rows[:, 0], rows[:, 0])
 
@@ -157,7 +157,7 @@ def test_micro_batches_do_not_show(x64, end_to_end, mesh):
             tokens=10 * WINDOW, batch_size=B, micro_batches=pieces, dead_after=WINDOW, ema=DECAY
         )
         run = jax.jit(make_resample(sae_config, training, objective))
-        return jax.device_get(run(state, batch, table).params)
+        return jax.device_get(run(state, batch, hyper(sae_config, training), table).params)
 
     with jax.set_mesh(mesh):
         whole, pieces = after(1), after(4)

@@ -24,6 +24,7 @@ READERS = {
 }
 # What damaged files make NumPy, zipfile and zarr raise.
 _DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, zipfile.BadZipFile)
+_DAMAGED += (OverflowError, MemoryError, RecursionError)
 
 
 def read(path: Path) -> Mapping[str, Any]:

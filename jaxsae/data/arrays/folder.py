@@ -122,7 +122,7 @@ def origin_of(shard: Shard) -> dict | None:
     harvest = shard.harvest
     if harvest is None:
         return None
-    names = ("lm", "process_weights", "lm_precision", "context")
+    names = ("lm", "process_weights", "lm_precision", "lm_dtype", "context")
     return {"hook": shard.tensor} | {name: getattr(harvest, name) for name in names}
 
 

@@ -2,7 +2,7 @@
 
 from jaxsae.errors import BadInput
 from jaxsae.flags import groups
-from jaxsae.sae.activation_functions import batch_topk, gated, jumprelu, multi_topk, prolu, relu, topk
+from jaxsae.sae.activation_functions import batch_topk, gated, groupmax, jumprelu, multi_topk, prolu, relu, topk
 from jaxsae.sae.activation_functions.interface import ActivationFunction
 from jaxsae.sae.activation_functions.options import Options
 
@@ -17,14 +17,18 @@ REGISTRY: dict[str, ActivationFunction] = {
     "relu": relu.TYPE,
 }
 
+# What other libraries train: such autoencoders are read and evaluated, and no flag asks for them.
+READ_ONLY: dict[str, ActivationFunction] = {"topk_without_relu": topk.WITHOUT_RELU, "groupmax": groupmax.TYPE}
+
 FamilyConfigs = groups("FamilyConfigs", REGISTRY, __name__)
 
 
 def get(name: str) -> ActivationFunction:
     """The family called `name`. Raises BadInput if there is none."""
-    if name not in REGISTRY:
-        raise BadInput(f"unknown activation function {name!r}: allowed are {', '.join(REGISTRY)}")
-    return REGISTRY[name]
+    known = REGISTRY | READ_ONLY
+    if name not in known:
+        raise BadInput(f"unknown activation function {name!r}: allowed are {', '.join(known)}")
+    return known[name]
 
 
 def default_options(name: str) -> Options:

@@ -19,15 +19,17 @@ EMA_FRACTION, EMA_MAX_STEPS = 1 / 10, 1000
 
 
 def _support(top, view):
-    cap = SLOTS_PER_K * view.spec.k
+    cap = SLOTS_PER_K * view.k
     # One candidate more than is kept shows whether the cap holds.
-    pre, indices = top(cap + 1)
+    pre, indices = top(SLOTS_PER_K * view.spec.k + 1)
+    if view.most is not None:
+        pre = jnp.where(jnp.arange(pre.shape[1]) <= cap, pre, -jnp.inf)
     if not view.training:
         (threshold,) = view.layout.pvary(view.extra["threshold"])
         above = pre > jnp.maximum(threshold[indices], 0)
         return Support(pre, indices, above & (pre >= _cut(pre, above, cap, view.layout)[:, None]))
 
-    n_kept = view.spec.k * view.layout.sum_tokens(len(pre))
+    n_kept = view.k * view.layout.sum_tokens(len(pre))
     smallest = _smallest(pre, n_kept, view.layout)
     cut = _cut(pre, (pre > 0) & (pre >= smallest), cap, view.layout)
     # What tokens at the cap leave out, the others may have.

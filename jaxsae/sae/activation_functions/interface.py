@@ -22,7 +22,7 @@ class Preacts:
     pre: Any  # [B, c] pre-activations, with gradient
     b_enc: Any  # [B, c] or [n], a summand of pre
     extra: dict  # [B, c] or [n] each
-    norms: Any  # [B, c] or [n], of the decoder's rows; 1 if they are fixed
+    norms: Any  # [B, c] or [n], of the decoder's rows; 1 if they are fixed; of a crosscoder sums over sections
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,12 @@ class ShardView:
     spec: Any  # sae.types.Spec
     layout: Layout
     training: bool
+    k: Any  # latents kept per token: spec.k, or a traced number up to it
+
+    @property
+    def most(self) -> int | None:
+        """The bound of a traced k; None if k is not traced."""
+        return None if isinstance(self.k, int) else self.spec.k
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """JumpReLU: z where z > theta, with a threshold of its own for each latent (Rajamanoharan et al. 2024).
 
 A threshold gets gradient only from pre-activations close to it, as if the step were a ramp of width `bandwidth`.
-Thresholds are positive: their logarithms are what is trained.
+Thresholds are positive: their logarithms are what is trained. Autoencoders of other libraries have `threshold` instead
+of `log_threshold`, the numbers that they were saved with; negative ones mean 0.
 """
 
 import math
@@ -34,8 +35,15 @@ class Config:
 
 
 def threshold(preacts):
-    """The positive thresholds, broadcast to the pre-activations [B, c]."""
-    return jnp.broadcast_to(jnp.exp(preacts.extra["log_threshold"]), preacts.pre.shape)
+    """The thresholds, at least 0, broadcast to the pre-activations [B, c]."""
+    return jnp.broadcast_to(thresholds(preacts.extra), preacts.pre.shape)
+
+
+def thresholds(extra: dict):
+    """The thresholds, at least 0, of the arrays of this family."""
+    if "threshold" in extra:
+        return jnp.maximum(extra["threshold"], 0)
+    return jnp.exp(extra["log_threshold"])
 
 
 def window(z, theta, bandwidth):

@@ -3,6 +3,8 @@
 The ReLU makes latents non-negative if a token has fewer than k positive pre-activations, so L0 can be below k.
 """
 
+from dataclasses import replace
+
 import jax
 
 from jaxsae.sae.activation_functions.interface import ActivationFunction
@@ -11,7 +13,7 @@ from jaxsae.sae.support import Support
 
 def _support(top, view):
     pre, indices = top(view.spec.k)
-    return Support(pre, indices, view.layout.topk_mask(pre, view.spec.k))
+    return Support(pre, indices, view.layout.topk_mask(pre, view.k, view.most))
 
 
 TYPE = ActivationFunction(
@@ -21,3 +23,6 @@ TYPE = ActivationFunction(
     at_most_k=True,
     value_is_preact=True,
 )
+
+# The k largest pre-activations as they are, so that values may be negative.
+WITHOUT_RELU = replace(TYPE, value=lambda preacts, options: preacts.pre)

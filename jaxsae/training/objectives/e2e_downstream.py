@@ -33,16 +33,16 @@ def weights(config: Config, context: Context) -> dict[str, float]:
 
     By default they are the streams that later blocks read; the last one, which none reads, only if there is no other.
     """
-    lm, first = context.lm, context.sites[0][0]
+    lm, (place, first, _) = context.lm, end_to_end.entry(context)
     hooks = config.downstream_hooks or block_starts(lm, first) or block_ends(lm, first)
     if not hooks:
-        raise BadInput(f"--objective e2e_downstream at {first}: nothing is downstream of it, give an earlier --hook")
+        raise BadInput(f"--objective e2e_downstream at {place}: nothing is downstream of it, give an earlier --hook")
     depths = [depth(lm, hook) for hook in hooks]
     if len({*depths}) < len(depths):
         raise BadInput(f"{FLAG} {' '.join(hooks)}: two of them are one place, give each once")
     for hook, cut in zip(hooks, depths):
         if cut <= depth(lm, first):
-            raise BadInput(f"{FLAG} {hook} is not downstream of {first}, where the autoencoder is")
+            raise BadInput(f"{FLAG} {hook} is not downstream of {place}, where the autoencoder is")
     return dict.fromkeys(hooks, config.downstream_coef / len(hooks))
 
 

@@ -18,11 +18,11 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from jaxsae.errors import BadInput
-from jaxsae.lm.architecture import block_ends, depth
+from jaxsae.lm.architecture import around, block_ends, depth
 from jaxsae.lm.divergence import kl_of_streams
-from jaxsae.lm.model import advance, final, prefix
+from jaxsae.lm.model import advance, capture, final
 from jaxsae.lm.parallel import on_contexts
-from jaxsae.sae.normalise import denormalise, normalise
+from jaxsae.sae.normalise import denormalise, normalise_pair
 from jaxsae.training.objectives.interface import Batch, squared_error
 from jaxsae.training.objectives.type import Context
 
@@ -66,18 +66,26 @@ def check_sites(context: Context):
     if context.lm is None:
         raise BadInput(f"--objective {context.name} needs a language model: leave out --activations")
     hooks = [hook for hook, _ in context.sites]
+    if context.hook_out is not None:
+        return
     depths = [depth(context.lm, hook) for hook in hooks]
     if not hooks or depths != sorted({*depths}):
         raise BadInput(f"autoencoders at {', '.join(hooks)}: give places in the order of the network, each once")
+
+
+def entry(context: Context) -> tuple[str, str, str]:
+    """(where the first reconstruction is put in, the residual hook points before and after it)."""
+    place = context.hook_out or context.sites[0][0]
+    return place, *around(context.lm, place)
 
 
 def make_parts(config: Common, context: Context, trained: Any = ()) -> Parts:
     """`trained`: hook points at which `variances` says the variance, so that the loss can use errors in units of it."""
     check_sites(context)
     sites = tuple(hook for hook, _ in context.sites)
-    first, sae = context.sites[0]
+    (read, sae), (first, before, behind) = context.sites[0], entry(context)
     # A place that is trained keeps the name that it was given.
-    logged = {depth(context.lm, hook): hook for hook in (*block_ends(context.lm, first), *trained)}
+    logged = {depth(context.lm, hook): hook for hook in (*block_ends(context.lm, before), *trained)}
     places = [logged[cut] for cut in sorted(logged)]
     step = partial(jax.checkpoint, static_argnums=(2, 3))(advance) if config.remat else advance
 
@@ -89,16 +97,23 @@ def make_parts(config: Common, context: Context, trained: Any = ()) -> Parts:
             start = place
         return streams
 
-    def prepare(tokens, lm) -> Batch:
+    def put_in(lm, activation, original):
+        """The stream [b, T, d] at `behind`, with another activation [b, T, d_out] at `first`."""
+        if before == behind:
+            return activation
+        return advance(lm, original[before], before, behind, taps={first: lambda _: activation})
+
+    def prepare(tokens, lm, scale_out=None) -> Batch:
         def run(lm, tokens):
-            stream = prefix(lm, tokens, first)
-            streams = {first: stream} | walk(lm, stream, first, places)
-            at = places[-1] if places else first
+            # What comes after these hook points is not computed twice, nor what is not used.
+            seen = capture(lm, tokens, [*dict.fromkeys((read, first, before))])[0]
+            streams = seen | walk(lm, seen[before], before, places)
+            at = places[-1] if places else before
             return streams | {FINAL: final(lm, streams[at], at)}
 
         original = lax.stop_gradient(on_contexts(run, lm, tokens))
-        x, mean, scale = normalise(as_rows(original[first]), sae.normalise)
-        return Batch(x, x, mean, scale, original)
+        arrays = [as_rows(original[hook]) for hook in dict.fromkeys((read, first))]
+        return Batch(*normalise_pair(arrays, sae.normalise, sae.sections, scale_out), original)
 
     def variances(batch: Batch):
         """The variance of the original stream, over B and d, at every place whose error is trained."""
@@ -127,16 +142,17 @@ def make_parts(config: Common, context: Context, trained: Any = ()) -> Parts:
         """KL and the errors on the way, [b] each."""
 
         def run(lm, stream, original):
-            streams = walk(lm, stream, start, after)
-            at = after[-1] if after else start
-            end, rows = final(lm, streams.get(at, stream), at), lambda a: a.reshape(-1, a.shape[-1])
-            kl = kl_of_streams(lm, rows(original[FINAL]), rows(end), config.kl_chunk)
             # A later site's own error is that of the stream as it was before its autoencoder.
             here = {start: stream} if start == first else {}
+            at, stream = (behind, put_in(lm, stream, original)) if start == first else (start, stream)
+            streams = walk(lm, stream, at, after)
+            at = after[-1] if after else at
+            end, rows = final(lm, streams.get(at, stream), at), lambda a: a.reshape(-1, a.shape[-1])
+            kl = kl_of_streams(lm, rows(original[FINAL]), rows(end), config.kl_chunk)
             return {"kl": kl.reshape(stream.shape[:2]).mean(1)} | errors_at(here | streams, original)
 
-        after = segment(start, None)
-        needed = {first, *after, FINAL}
+        after = segment(before if start == first else start, None)
+        needed = {first, before, *after, FINAL}
         return on_contexts(run, lm, stream, {place: original[place] for place in needed})
 
     def errors_at(streams: dict, original: dict):

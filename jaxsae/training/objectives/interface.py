@@ -14,9 +14,9 @@ class Batch:
     """A batch ready to train on; no gradient flows into it. x goes in, y should come out: y is x for an autoencoder."""
 
     x: Any  # [B@data, d] normalised
-    y: Any  # [B@data, d] normalised
-    mean: Any  # [B@data] what was subtracted from each token of y
-    scale: Any  # [B@data] what each token of y was divided by
+    y: Any  # [B@data, d_out] normalised
+    mean: Any  # [B@data] (of a crosscoder [B@data, sections]) what was subtracted from each token of y
+    scale: Any  # like mean: what each token of y was divided by
     original: Any = None  # {hook point: [b, T, d]}: streams of the unchanged language model, where the objective asks
 
 
@@ -24,8 +24,9 @@ class Batch:
 class Objective:
     """What a reconstruction is compared with.
 
-    prepare(batch, lm)      -> Batch; normalises, and runs what the language model computes without the autoencoder.
-                            Under `--micro-batches` it sees one piece.
+    prepare(batch, lm, scale_out=None)
+                            -> Batch; normalises, and runs what the language model computes without the autoencoder.
+                            Under `--micro-batches` it sees one piece. `scale_out` is that of a transcoder.
     terms(xhat, batch, lm, mse_scale, variances, later)
                             -> {name: scalar}, means over tokens, of the reconstruction xhat [B@data, d] (normalised).
                             `later`: functions of autoencoders further along, each {stream [b, T, d]} -> {stream}.

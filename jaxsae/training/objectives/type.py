@@ -32,3 +32,4 @@ class Context:
     mse_scale: str = "variance"  # "variance": squared errors are in units of the variance of the activations; "none"
     lm: Any = None  # configuration of the language model; None where activations come from files
     name: str = "local"
+    hook_out: str | None = None  # of a transcoder: the hook point of what it replaces

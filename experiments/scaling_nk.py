@@ -1,0 +1,36 @@
+"""The loss of a converged autoencoder against its number of latents and its sparsity, as one law.
+
+Claim (Gao et al. 2024, sec. 3.1.3, GPT-4): L(n, k) = exp(alpha + beta_k log k + beta_n log n + gamma log k log n) +
+exp(zeta + eta log k) with alpha -0.50, beta_k 0.26, beta_n -0.017, gamma -0.042, zeta -1.32, eta -0.085: the larger k,
+the steeper the law in n (gamma < 0) and the lower its irreducible term (eta < 0).
+
+    python -m experiments.scaling_nk
+
+Cost: about 65 minutes on 2 cores for 6 sizes by 4 sparsities, which scaling_n, scaling_compute and scaling_tokens read
+too. After a kill, the same command resumes. Writes OUT/scaling_nk.json, .csv (for `jaxsae fit`) and .png.
+"""
+
+import tyro
+
+from experiments import scaling_grid as grid
+from experiments.scaling_grid import Settings
+from jaxsae.config import Config
+from jaxsae.scaling.fits import figure
+
+
+def configs(preset: str = "embedded") -> dict[str, Config]:
+    return grid.grid(Settings(), preset)
+
+
+def main():
+    settings = tyro.cli(Settings, description=__doc__)
+    rows = grid.train(settings, grid.grid(settings))
+    joint = grid.fitted("joint", rows, ("n", "k"))
+    # Where k comes close to the width the law bends: how far do the sparser runs alone agree?
+    sparser = grid.try_fit("joint", [row for row in rows if row["k"] < max(settings.ks)], ("n", "k"))
+    facts = {"all": grid.entry(joint), f"k below {max(settings.ks)}": grid.entry(sparser)}
+    grid.finish("scaling_nk", settings, rows, facts, lambda path: figure.draw(joint, path, "NMSE"))
+
+
+if __name__ == "__main__":
+    main()
