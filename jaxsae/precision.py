@@ -94,3 +94,14 @@ def _rounded_matmul_bwd(residuals, g):
 
 
 _rounded_matmul.defvjp(_rounded_matmul_fwd, _rounded_matmul_bwd)
+
+
+def as_here(function):
+    """`function` for another thread, with the precisions of this one: JAX keeps them by thread."""
+    wide, precision = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
+
+    def call(*args):
+        with jax.enable_x64(wide), jax.default_matmul_precision(precision):
+            return function(*args)
+
+    return call

@@ -27,8 +27,9 @@ from jaxsae.distributed.mesh import place
 from jaxsae.distributed.processes import one_by_one
 from jaxsae.errors import BadInput
 from jaxsae.lm.architecture import width
-from jaxsae.lm.model import LM, capture, prefix
+from jaxsae.lm.model import LM, prefixes
 from jaxsae.lm.parallel import on_contexts
+from jaxsae.precision import as_here
 
 LANES = 64
 # Tokens that the language model reads at once, by platform: on a CPU its activations should stay in the caches.
@@ -165,17 +166,6 @@ class ActivationBatches:
                     yield batch
 
 
-def as_here(function):
-    """`function` for another thread, with the precisions of this one: JAX keeps them by thread."""
-    wide, precision = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
-
-    def call(*args):
-        with jax.enable_x64(wide), jax.default_matmul_precision(precision):
-            return function(*args)
-
-    return call
-
-
 @partial(jax.jit, static_argnames=("plan", "first"))
 def _shuffle(arrays, kept, key, plan: BufferPlan, first: int):
     """[c@data, rows, d] each -> [batches, B@data, d]: each lane's rows permuted and dealt out to the batches.
@@ -231,6 +221,7 @@ class TextSource:
         id; lm lies on the mesh.
         """
         self.lm, self.hook, self.contexts = lm, str(hook), contexts
+        self.hooks: tuple[str, ...] = (self.hook,)
         self.width, self.rows, self.shape = width(lm.config, self.hook), context, (context,)
         self.first, self.skip = int(skip_first), tuple(skip)
         self.masked = bool(self.skip) or contexts.padded
@@ -257,7 +248,7 @@ class TextSource:
         return _kept(host, self.first, self.skip)
 
     def activations(self, host):
-        return (_activations(self.lm, host, self.hook),)
+        return _activations(self.lm, host, self.hooks)
 
 
 class HooksSource(TextSource):
@@ -267,9 +258,6 @@ class HooksSource(TextSource):
         """What follows `hooks` is as in a TextSource, which this is for the first of them."""
         super().__init__(lm, hooks[0], *args)
         self.hooks = tuple(map(str, hooks))
-
-    def activations(self, host):
-        return _activations_at(self.lm, host, self.hooks)
 
 
 def kept_rows(source: Source, contexts: int, at_once: int = 256) -> int:
@@ -294,32 +282,15 @@ def unmarked(tokens):
     return jnp.maximum(tokens, 0)
 
 
-@partial(jax.jit, static_argnames="hook")
-def _activations(lm: LM, tokens, hook: str):
-    """Token ids [c@data, T] -> activations [c@data, T, d]."""
-
-    return _by_contexts(lambda lm, tokens: prefix(lm, tokens, hook), lm, tokens)
-
-
 @partial(jax.jit, static_argnames="hooks")
-def _activations_at(lm: LM, tokens, hooks: tuple[str, ...]):
-    """The same at several hook points, one array [c@data, T, width] each; nothing after the last one is computed."""
-
-    def run(lm, tokens):
-        seen, _ = capture(lm, tokens, hooks)
-        return tuple(seen[hook] for hook in hooks)
-
-    return _by_contexts(run, lm, tokens)
-
-
-def _by_contexts(run, lm: LM, tokens):
-    """run(lm, ids [b, T]) -> arrays [b, T, ...], of token ids [c@data, T], some contexts at a time."""
+def _activations(lm: LM, tokens, hooks: tuple[str, ...]):
+    """Token ids [c@data, T] -> activations [c@data, T, width] at each hook point, some contexts at a time."""
 
     def local(lm, tokens):
         c, T = tokens.shape
         most = max(T, TOKENS_AT_ONCE.get(jax.default_backend(), TOKENS_AT_ONCE["gpu"]))
         some = max(b for b in range(1, c + 1) if c % b == 0 and b * T <= most)
-        x = lax.map(lambda t: run(lm, t), unmarked(tokens).reshape(-1, some, T))
-        return jax.tree.map(lambda a: a.reshape(c, T, -1), x)
+        seen = lax.map(lambda t: prefixes(lm, t, hooks), unmarked(tokens).reshape(-1, some, T))
+        return tuple(seen[hook].reshape(c, T, -1) for hook in hooks)
 
     return jax.tree.map(lambda a: jax.reshard(a, P("data")), on_contexts(local, lm, tokens))

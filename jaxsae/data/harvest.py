@@ -28,7 +28,7 @@ from jaxsae.distributed.mesh import place
 from jaxsae.errors import BadInput
 from jaxsae.io import atomic, safetensors_rows
 from jaxsae.lm.architecture import width
-from jaxsae.lm.model import LM, capture
+from jaxsae.lm.model import LM, prefixes
 from jaxsae.lm.parallel import on_contexts
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -177,7 +177,7 @@ def _read(lm: LM, tokens, hooks: tuple[str, ...], dtype: str):
     """
 
     def local(lm, tokens):
-        seen, _ = capture(lm, unmarked(tokens), hooks)
+        seen = prefixes(lm, unmarked(tokens), hooks)
         return tuple(jnp.where((tokens >= 0)[..., None], seen[hook], 0).astype(dtype) for hook in hooks)
 
     return tuple((x, jnp.isfinite(x).all()) for x in on_contexts(local, lm, tokens))

@@ -26,7 +26,7 @@ from jaxsae.evals.interface import Evaluation
 from jaxsae.evals.reconstruction import ratio_error
 from jaxsae.evals.subject import Batch, Subject, at_positions, put_in, reconstruct
 from jaxsae.lm.hooks import parse
-from jaxsae.lm.model import LM, capture, final, unembed
+from jaxsae.lm.model import LM, final, prefixes, unembed
 from jaxsae.lm.parallel import on_contexts
 from jaxsae.sae.kth_largest import kth_largest
 from jaxsae.sae.layout import REPLICATED, TOKENS
@@ -220,7 +220,7 @@ def _logits(lm: LM, tokens, stream, start, hook: str, positions: int):
     """Logits [a, positions, V] from position `start` on, with streams [a, T, d] at the hook."""
     end = f"blocks.{lm.config.n_layer - 1}.hook_resid_post"
     if not parse(hook, lm.config.n_layer).residual:
-        stream, hook = capture(lm, tokens, [end], {hook: lambda _: stream})[0][end], end
+        stream, hook = prefixes(lm, tokens, [end], {hook: lambda _: stream})[end], end
     x = final(lm, stream, hook)
     return unembed(lm, lax.dynamic_slice_in_dim(x, start, positions, axis=1))
 

@@ -25,7 +25,7 @@ from jaxsae.errors import BadInput
 from jaxsae.evals.interface import Evaluation
 from jaxsae.evals.subject import Subject, reconstruct
 from jaxsae.lm.hooks import parse
-from jaxsae.lm.model import LM, capture
+from jaxsae.lm.model import LM, prefixes
 from jaxsae.lm.parallel import on_contexts
 from jaxsae.sae.layout import REPLICATED, TOKENS
 from jaxsae.sae.select import EXACT, Selection
@@ -77,10 +77,10 @@ def streams(lm: LM, sae: SAE, tokens, hook: str, selection: Selection = EXACT, k
     that is set.
     """
     here, *later = places(hook, lm.config.n_layer)
-    unchanged = lambda lm, tokens: capture(lm, tokens, [here, *later])[0]
+    unchanged = lambda lm, tokens: prefixes(lm, tokens, [here, *later])
     original = on_contexts(unchanged, lm, tokens)
     xhat = reconstruct(sae, original[here], selection, kept)
-    replaced = lambda lm, tokens, xhat: capture(lm, tokens, later, {here: lambda _: xhat})[0]
+    replaced = lambda lm, tokens, xhat: prefixes(lm, tokens, later, {here: lambda _: xhat})
     changed = on_contexts(replaced, lm, tokens, xhat) if later else {}
     return {place: (original[place], {here: xhat, **changed}[place]) for place in (here, *later)}
 

@@ -17,6 +17,7 @@ _NAMES = {
     "open_model": "jaxsae.lm.weights",
     "load_tokenizer": "jaxsae.lm.tokenizer",
     "prefix": "jaxsae.lm.model",
+    "prefixes": "jaxsae.lm.model",
     "process_weights": "jaxsae.lm.model",
     "run": "jaxsae.lm.model",
     "suffix": "jaxsae.lm.model",

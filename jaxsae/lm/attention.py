@@ -1,5 +1,5 @@
-"""Causal attention with padding, for every family. B sequences, T positions, H heads, G key-value
-heads, K width of a head.
+"""Causal attention with padding, for every family. B sequences, T positions, H heads, G heads of keys and values, K
+width of a head.
 
 A mask [B, T] is True at real tokens, and None if all are. Padding, wherever it is, does not show at real tokens: they
 do not attend to it, and their positions do not count it.

@@ -27,6 +27,7 @@ import numpy as np
 from jaxsae.errors import BadInput
 from jaxsae.lm import late
 from jaxsae.lm.architecture import depth, of, parse, places
+from jaxsae.lm.hooks import Hook
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["config", "folder", "split"])
@@ -59,14 +60,18 @@ class LM:
 
 def prefix(lm: LM, tokens, hook, mask=None):
     """The activation at `hook` of token ids [B, T]: [B, T, width]. Inside `jit`, nothing after the hook is computed."""
-    hook = parse(lm.config, hook)
-    cut, at_cut = places(lm.config)[hook]
-    stream = _through(lm, _embed(lm, tokens, mask), 0, cut, mask)
-    if at_cut:
-        return stream
-    seen = {}
-    _sublayer(lm, stream, cut, mask, seen.setdefault)
-    return seen[hook]
+    return prefixes(lm, tokens, (hook,), mask=mask)[hook]
+
+
+def prefixes(lm: LM, tokens, hooks: Sequence[str], taps: Mapping[str, Callable] = {}, mask=None):
+    """The activations {hook: [B, T, width]} at several hook points, from one pass that ends at the last of them.
+
+    Taps are as in `run`. A hook that also has one is read before the tap replaces it.
+    """
+    seen, taps = _keeping(lm, hooks, taps)
+    ends = (places(lm.config)[parse(lm.config, hook)] for hook in hooks)
+    _through(lm, _embed(lm, tokens, mask, taps), 0, max(cut + (not at_cut) for cut, at_cut in ends), mask, taps)
+    return seen
 
 
 def advance(lm: LM, stream, start, stop, mask=None, taps: Mapping[str, Callable] = {}):
@@ -78,8 +83,7 @@ def advance(lm: LM, stream, start, stop, mask=None, taps: Mapping[str, Callable]
     first, last = depth(lm.config, start), depth(lm.config, stop)
     if last < first:
         raise BadInput(f"{stop} lies before {start}: the stream cannot be run backwards")
-    taps = {parse(lm.config, name): tap for name, tap in taps.items()}
-    return _through(lm, stream, first, last, mask, lambda hook, value: taps[hook](value) if hook in taps else value)
+    return _through(lm, stream, first, last, mask, _parsed(lm, taps))
 
 
 def final(lm: LM, stream, hook, mask=None):
@@ -110,19 +114,30 @@ def suffix(lm: LM, stream, hook, mask=None):
 
 def run(lm: LM, tokens, taps: Mapping[str, Callable] = {}, mask=None):
     """Logits [B, T, V] of token ids [B, T]; each tap sees the activation at its hook and returns what replaces it."""
-    taps = {parse(lm.config, name): tap for name, tap in taps.items()}
-    tap = lambda hook, value: taps[hook](value) if hook in taps else value
-    stream = _embed(lm, tokens, mask)
-    for hook in of(lm.config).cuts(lm.config)[0]:
-        stream = tap(hook, stream)
-    return unembed(lm, _finish(lm, stream, 0, mask, tap))
+    return _run(lm, tokens, _parsed(lm, taps), mask)
 
 
 def capture(lm: LM, tokens, hooks: Sequence[str], taps: Mapping[str, Callable] = {}, mask=None):
     """The activations {hook: [B, T, width]} at several hook points of one pass, and its logits [B, T, V].
 
-    A hook that also has a tap is captured before the tap replaces it.
+    As `prefixes`, to the end of the model.
     """
+    seen, taps = _keeping(lm, hooks, taps)
+    return seen, _run(lm, tokens, taps, mask)
+
+
+def process_weights(lm: LM) -> LM:
+    """The model after TransformerLens's weight processing (fold.py); it has an unembedding of its own."""
+    params, config = of(lm.config).fold(lm.params, lm.config)
+    return replace(lm, params=params, config=config)
+
+
+def _parsed(lm: LM, taps: Mapping[str, Callable]) -> dict[Hook, Callable]:
+    return {parse(lm.config, name): tap for name, tap in taps.items()}
+
+
+def _keeping(lm: LM, hooks: Sequence[str], taps: Mapping[str, Callable]) -> tuple[dict, dict[Hook, Callable]]:
+    """(what a pass with these taps puts the activations at `hooks` into, the taps)."""
     seen = {}
 
     def keep(name):
@@ -132,44 +147,50 @@ def capture(lm: LM, tokens, hooks: Sequence[str], taps: Mapping[str, Callable] =
 
         return tap
 
-    logits = run(lm, tokens, {**taps, **{name: keep(name) for name in hooks}}, mask)
-    return seen, logits
+    return seen, _parsed(lm, {**taps, **{name: keep(name) for name in hooks}})
 
 
-def process_weights(lm: LM) -> LM:
-    """The model after TransformerLens's weight processing (fold.py); it has an unembedding of its own."""
-    params, config = of(lm.config).fold(lm.params, lm.config)
-    return replace(lm, params=params, config=config)
+def _run(lm: LM, tokens, taps: Mapping[Hook, Callable], mask):
+    return unembed(lm, _finish(lm, _embed(lm, tokens, mask, taps), 0, mask, taps))
 
 
-def _embed(lm: LM, tokens, mask):
+def _embed(lm: LM, tokens, mask, taps: Mapping[Hook, Callable]):
+    """The stream at cut 0."""
     _check_tokens(lm, tokens, mask)
     # Padding may have any id: a number that is not one would reach real tokens, even with a weight of 0.
     tokens = tokens if mask is None else jnp.where(jnp.asarray(mask, bool), tokens, 0)
-    return late.call(lambda params, tokens: of(lm.config).embed(params, lm.config, tokens, mask), lm, "embed", tokens)
+    embed = lambda params, tokens: of(lm.config).embed(params, lm.config, tokens, mask)
+    return _tapped(lm, late.call(embed, lm, "embed", tokens), 0, taps)
 
 
-def _sublayer(lm: LM, stream, i: int, mask, tap=None):
-    """The stream at cut i + 1 from that at cut i. What `tap` sees may leave the sublayer, so it is not run again."""
-    taken = (lambda hook, value: value) if tap is None else tap
-    run = lambda params, stream: of(lm.config).sublayer(params, lm.config, stream, i, mask, taken)
-    return late.call(run, lm, "sublayer", stream, i, again=tap is None)
-
-
-def _through(lm: LM, stream, start: int, stop: int, mask, tap=None):
-    """The stream at cut `stop` from that at cut `start`, with a tap at every hook point after `start`."""
-    cuts = of(lm.config).cuts(lm.config)
-    for i in range(start, stop):
-        stream = _sublayer(lm, stream, i, mask, tap)
-        for hook in cuts[i + 1] if tap is not None else ():
-            stream = tap(hook, stream)
+def _tapped(lm: LM, stream, cut: int, taps: Mapping[Hook, Callable]):
+    """The stream at a cut after the taps there."""
+    for hook in of(lm.config).cuts(lm.config)[cut]:
+        stream = taps[hook](stream) if hook in taps else stream
     return stream
 
 
-def _finish(lm: LM, stream, start: int, mask, tap=None):
+def _sublayer(lm: LM, stream, i: int, mask, taps: Mapping[Hook, Callable]):
+    """The stream at cut i + 1, before the taps there, from that at cut i."""
+    family = of(lm.config)
+    tap = lambda hook, value: taps[hook](value) if hook in taps else value
+    run = lambda params, stream: family.sublayer(params, lm.config, stream, i, mask, tap)
+    # What a tap sees may leave the sublayer, which is then not run again by a backward pass.
+    again = not any(hook in taps for hook in family.inside(lm.config)[i])
+    return late.call(run, lm, "sublayer", stream, i, again)
+
+
+def _through(lm: LM, stream, start: int, stop: int, mask, taps: Mapping[Hook, Callable] = {}):
+    """The stream at cut `stop` from that at cut `start`, with the taps after `start`."""
+    for i in range(start, stop):
+        stream = _tapped(lm, _sublayer(lm, stream, i, mask, taps), i + 1, taps)
+    return stream
+
+
+def _finish(lm: LM, stream, start: int, mask, taps: Mapping[Hook, Callable] = {}):
     """What the unembedding reads, from the stream at cut `start`."""
     family = of(lm.config)
-    stream = _through(lm, stream, start, len(family.cuts(lm.config)) - 1, mask, tap)
+    stream = _through(lm, stream, start, len(family.cuts(lm.config)) - 1, mask, taps)
     norm = lambda params, stream: family.final_norm(params, lm.config, stream)
     return late.call(norm, lm, "final_norm", stream)
 

@@ -11,6 +11,10 @@ class NoneLeft(Exception):
     """All runs have failed."""
 
 
+class RunsFailed(Exception):
+    """Some runs failed, or could not be trained; the others are done."""
+
+
 class Runs:
     """Runs that are trained side by side, by name. One that fails is left out from there on, and the others go on.
 

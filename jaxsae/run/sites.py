@@ -9,12 +9,9 @@ from jaxsae.config import Config, flag_of, with_fields
 from jaxsae.distributed import processes
 from jaxsae.errors import BadInput
 from jaxsae.run.record import table
+from jaxsae.run.runs import RunsFailed
 from jaxsae.run.together import shared_fields, train
 from jaxsae.run.train import say_without_effect
-
-
-class RunsFailed(Exception):
-    """Some of several runs failed; the others are done."""
 
 
 def train_several(config: Config, hooks: Sequence[str], path: str | None, flags: Collection[str]):

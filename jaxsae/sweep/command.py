@@ -8,6 +8,7 @@ from pathlib import Path
 from jaxsae.config import Config
 from jaxsae.errors import BadInput, Interrupted
 from jaxsae.run import lock, together
+from jaxsae.run.runs import RunsFailed
 from jaxsae.sweep import file, launchers, results
 from jaxsae.sweep import folder as folders
 from jaxsae.sweep.board import Board
@@ -21,10 +22,6 @@ POLL_S = 0.5
 # Failed runs that the last line names; rows of the table at the end; and its columns.
 NAMED, ROWS = 5, 60
 COLUMNS = ("name", "status", "nmse", "l0", "dead_fraction", "delta_ce", "seconds")
-
-
-class RunsFailed(Exception):
-    """Some runs of a sweep failed, or could not be trained; the others are done."""
 
 
 def run(config: SweepConfig):

@@ -22,11 +22,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from jaxsae.data.activations import as_here
 from jaxsae.data.workers import usable_cores
 from jaxsae.distributed import processes
 from jaxsae.distributed.mesh import place
 from jaxsae.errors import Interrupted
+from jaxsae.precision import as_here
 from jaxsae.training.checkpoint import Checkpoints
 from jaxsae.training.logs import LogConfig, Logs
 from jaxsae.training.step import TrainState

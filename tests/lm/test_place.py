@@ -18,7 +18,7 @@ from jaxsae.errors import BadInput
 from jaxsae.lm import late
 from jaxsae.lm.divergence import kl, kl_of_streams
 from jaxsae.lm.gpt2 import GPT2Config
-from jaxsae.lm.model import capture, final, prefix, run
+from jaxsae.lm.model import advance, capture, final, prefix, run
 from jaxsae.lm.parallel import on_contexts
 from jaxsae.lm.place import on_mesh, split_axis
 from tests.lm import tiny
@@ -88,7 +88,9 @@ def test_one_piece_at_a_time_is_gathered():
 
     def local(lm, tokens, noise):
         stream = lax.map(lambda tokens: prefix(lm, tokens[None], hook)[0], tokens)
-        ends = [final(lm, x, hook).reshape(-1, 128) for x in (stream, stream + noise)]
+        # As end-to-end objectives walk on, from place to place.
+        streams = (advance(lm, x, hook, "blocks.1.hook_resid_post") for x in (stream, stream + noise))
+        ends = [final(lm, x, "blocks.1.hook_resid_post").reshape(-1, 128) for x in streams]
         return kl_of_streams(lm, *ends, chunk=8).reshape(tokens.shape).mean(1)
 
     with jax.set_mesh(mesh):

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jaxsae.errors import BadInput
 from jaxsae.lm.architecture import around, block_ends, depth
 from jaxsae.lm.divergence import kl_of_streams
-from jaxsae.lm.model import advance, capture, final
+from jaxsae.lm.model import advance, final, prefixes
 from jaxsae.lm.parallel import on_contexts
 from jaxsae.sae.normalise import denormalise, normalise_pair
 from jaxsae.training.objectives.interface import Batch, squared_error
@@ -105,8 +105,7 @@ def make_parts(config: Common, context: Context, trained: Any = ()) -> Parts:
 
     def prepare(tokens, lm, scale_out=None) -> Batch:
         def run(lm, tokens):
-            # What comes after these hook points is not computed twice, nor what is not used.
-            seen = capture(lm, tokens, [*dict.fromkeys((read, first, before))])[0]
+            seen = prefixes(lm, tokens, dict.fromkeys((read, first, before)))
             streams = seen | walk(lm, seen[before], before, places)
             at = places[-1] if places else before
             return streams | {FINAL: final(lm, streams[at], at)}
