@@ -17,6 +17,7 @@ from pathlib import Path
 
 from jaxsae.data import shards
 from jaxsae.data.shards import Facts, Shard
+from jaxsae.io import python
 
 # Beyond these, one process cannot read text fast enough.
 MOST = 32
@@ -80,11 +81,8 @@ class Workers:
         return result
 
     def _start(self) -> subprocess.Popen:
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        command = [sys.executable, "-c", "from jaxsae.data import workers; workers.main()"]
+        environment = python.environment() | {"TOKENIZERS_PARALLELISM": "false"}
+        command = python.command("-c", "from jaxsae.data import workers; workers.main()")
         pipe = subprocess.PIPE
         # In a session of its own, so that Ctrl-C reaches the process that tidies up, and only that.
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, start_new_session=True)

@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxsae.config import Config, from_dict, to_dict
 from jaxsae.errors import BadInput
+from jaxsae.io import python
 from jaxsae.planning import hlo
 from jaxsae.planning.devices import Topology, topology
 from jaxsae.training.program import make_program
@@ -51,12 +52,12 @@ def compiled(config: Config, d: int, where: Topology, mesh: tuple[int, int]) -> 
     with tempfile.TemporaryDirectory() as dump:
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump}"
         child = subprocess.run(
-            [sys.executable, "-m", "jaxsae.planning.compiler"],
+            python.command("-m", "jaxsae.planning.compiler"),
             input=json.dumps({"config": to_dict(config), "d": d, "topology": where.name, "mesh": mesh}),
             capture_output=True,
             text=True,
             errors="replace",
-            env={**os.environ, **ENVIRONMENT, "XLA_FLAGS": flags},
+            env={**python.environment(), **ENVIRONMENT, "XLA_FLAGS": flags},
         )
         reports = [path.read_text() for path in Path(dump).glob("*jit_step*memory-usage-report.txt")]
     lines = [line for line in child.stdout.splitlines() if line.startswith(RESULT)]

@@ -1,13 +1,12 @@
 """A worker process (worker.py) as the process sees it that started it."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxsae.io import python
 from jaxsae.sweep import folder as folders
 from jaxsae.sweep.shares import Share
 
@@ -29,14 +28,15 @@ class Worker:
 
     def __init__(self, out: Path, train: str, share: Share):
         self.out, self.names = out, None
-        log = out / folders.OWN / "logs" / "workers.log"
-        with log.open("a") as errors:
+        # What it says before it has a job.
+        self._log = out / folders.OWN / "logs" / "workers.log"
+        with self._log.open("a") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", START, str(out), train, *map(str, share.cores)],
+                python.command("-c", START, str(out), train, *map(str, share.cores)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env={**os.environ, **share.environment},
+                env={**python.environment(), **share.environment},
                 # Ctrl-C goes to a whole group of processes: this one tells its workers.
                 start_new_session=True,
             )
@@ -79,6 +79,7 @@ class Worker:
         if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             return  # stopped and saved
         log = folders.log_file(self.out, self.names)
+        log = log if log.exists() else self._log
         how = f"exit status {status}"
         if status < 0:
             how = f"killed by {signal.Signals(-status).name}"

@@ -37,8 +37,14 @@ def here(configs, out, **more):
     return train_all(configs, out, "here", train=TRAIN, **more)
 
 
-def test_a_run_that_fails_does_not_stop_the_others(tmp_path, capsys):
-    """Nor does one that takes its process with it. What is done is not touched again, what failed is tried again."""
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
+    """Nor does one that takes its process with it. What is done is not touched again, what failed is tried again.
+
+    It starts beside a checkout, as after `git clone`: a folder of the package's name that is not the package.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    (tmp_path / "jaxsae").mkdir()
     configs = runs_of(13, 15, 14, 0, 1)
     with pytest.raises(RunsFailed) as failed:
         train_all(configs, tmp_path, workers=1, train=TRAIN)

@@ -1,5 +1,6 @@
 """Jobs that submitit hands to a cluster: what the launchers of it share."""
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxsae.errors import BadInput
+from jaxsae.io import python
 from jaxsae.sweep import folder as folders
 from jaxsae.sweep import job
 from jaxsae.sweep.launchers.interface import Work
@@ -113,6 +115,8 @@ def executor(kind: str, out: Path):
         import submitit
     except ImportError as error:
         raise BadInput('this launcher needs submitit: pip install "jaxsae[sweep]"') from error
+    # Jobs begin with this environment, and with a module of this package.
+    os.environ |= python.environment()
     try:
         return getattr(submitit, kind)(folder=(out / folders.OWN / "submitit").resolve(), max_num_timeout=1_000)
     except RuntimeError as error:
