@@ -21,7 +21,7 @@ from jaxsae.commands import COMMANDS
 from jaxsae.config import Config, from_json, with_fields
 from jaxsae.distributed import processes
 from jaxsae.errors import BadInput, Interrupted
-from jaxsae.flags import several
+from jaxsae.flags import several, spaced
 
 
 def main(args: list[str] | None = None) -> int:
@@ -61,6 +61,7 @@ def parse(args: list[str]) -> tuple[Callable, set[str]]:
     if name not in COMMANDS:
         raise BadInput(f"there is no command {name!r}: allowed are {', '.join(COMMANDS)}")
     kind, default, objective, hooks = COMMANDS[name], {}, "local", ()
+    args = spaced("--hook", args)
     if "settings" in kind.__dataclass_fields__:
         settings = default_config(compatibility.current_flags(args, objective)[0])
         # One code of several hook points is one autoencoder; without it each hook point has its own.

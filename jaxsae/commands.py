@@ -185,7 +185,8 @@ class PlanCommand:
     """Devices: v4, v5e, v5p, v6e or tpu7x with the shape of a slice (v5p:4x4x4), or GPUs by number and hosts (h100:8,
     h100:2x8); default: those of this machine."""
     d_model: int | None = None
-    """Width of the activations; default: that of --activations or of the language model."""
+    """Width of the activations, of a transcoder at both places; default: that of --activations or of the language
+    model."""
     json: bool = False
     """Print one JSON object."""
     find_largest_n: bool = False

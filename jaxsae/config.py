@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from jaxsae import compatibility
-from jaxsae.data.config import DataConfig
+from jaxsae.data.config import DataConfig, is_synthetic
 from jaxsae.distributed.processes import DistributedConfig
 from jaxsae.errors import BadInput
 from jaxsae.flags import FLAT
@@ -88,12 +88,10 @@ class Config:
             if sae.skip:
                 raise BadInput("--sae.skip is of a transcoder: give --hook-out, or leave it out")
             return
-        if self.lm.hook is None:
+        if is_synthetic(self.data.activations):
+            raise BadInput("--hook-out is an array of files, and synthetic activations have none: leave it out")
+        if self.lm.hook is None and self.data.activations is None:
             raise BadInput("--hook-out is where a transcoder writes: give --hook too, where it reads")
-        if self.data.activations is not None:
-            raise BadInput(
-                "--hook-out needs a language model, which both places are read from: leave out --activations"
-            )
         if self.training.dead.resample_every is not None:
             raise BadInput("--resample-every is of autoencoders: with --hook-out give --auxk-coef for dead latents")
 

@@ -30,6 +30,12 @@ def groups(name: str, registry: Mapping[str, Any], module: str) -> type:
     return kind
 
 
+def spaced(flag: str, args: Sequence[str]) -> list[str]:
+    """A command line with FLAG A in place of FLAG=A, so that more values may follow."""
+    start = f"{flag}="
+    return [part for arg in args for part in ((flag, arg[len(start) :]) if arg.startswith(start) else (arg,))]
+
+
 def several(flag: str, args: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     """(the values of a flag on a command line if it has several, the command line with the first of them alone)."""
     if flag not in args:

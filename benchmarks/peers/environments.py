@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TORCH = "torch==2.13.0"
+DELPHI_READER = (
+    *("transformers==4.57.6", "eai-sparsify==1.3.3", "sentence-transformers", "faiss-cpu", "safetensors"),
+    *("simple-parsing", "jaxtyping", "orjson", "blobfile", "asyncer"),
+)
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,8 @@ class Environment:
     """The library, at its version."""
     remove: tuple[str, ...] = ()
     """What it brings along and must not stay."""
+    instead: tuple[str, ...] = ()
+    """What is installed in place of its dependencies; default: those."""
 
 
 ENVIRONMENTS = {
@@ -29,6 +35,9 @@ ENVIRONMENTS = {
     "dictionary-learning": Environment("dictionary-learning==0.1.0", remove=("torchvision",)),
     # It is not measured: tests/interop/with_their_own_code.py has it read what jaxsae writes.
     "circuit-tracer": Environment("circuit-tracer==0.5.0"),
+    # Likewise. Its dependencies are for running language models, and its reader needs these alone; of transformers 5 it
+    # gets one string for a whole window of tokens.
+    "delphi": Environment("eai-delphi==0.1.3", instead=DELPHI_READER),
 }
 
 
@@ -41,7 +50,9 @@ def commands(environment: Environment, torch_index: str | None) -> list[list[str
     """The pip commands that fill an environment, in order."""
     index = ["--index-url", torch_index] if torch_index else []
     # PyTorch first and alone, so that its build is the one asked for; named again, so that nothing replaces it.
-    made = [["install", TORCH, *index], ["install", TORCH, environment.package]]
+    made = [["install", TORCH, *index], ["install", TORCH, *(environment.instead or [environment.package])]]
+    if environment.instead:
+        made.append(["install", "--no-deps", environment.package])
     return made + ([["uninstall", "--yes", *environment.remove]] if environment.remove else [])
 
 

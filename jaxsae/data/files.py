@@ -3,6 +3,8 @@
 Rows are read in blocks of neighbours, which take the place of a language model's contexts: whole contexts if the files
 have some, else 64 rows. Blocks come in a shuffled order, and a chunk's rows are permuted.
 
+Of a transcoder, what should come out of each row stands beside it until both are on the devices.
+
 A row that is left out, or that is missing because a block is short, is marked in band: it is a row of NaN.
 """
 
@@ -20,7 +22,10 @@ COUNTED = 1 << 24
 
 
 class FileSource:
-    """Blocks of rows of activation files, host data float32 [rows, d]; see Source. Rows of NaN do not count."""
+    """Blocks of rows of activation files, host data float32 [rows, d], of a transcoder [rows, d + d_out]; see Source.
+
+    Rows of NaN do not count.
+    """
 
     dtype = np.float32
 
@@ -34,7 +39,7 @@ class FileSource:
 
         self.files, self.skip, self.first = files, tuple(skip), int(skip_first)
         self.width, self.rows = files.width, files.rows
-        self.shape, self.fingerprint = (self.rows, self.width), files.fingerprint
+        self.shape, self.fingerprint = (self.rows, self.width + (files.width_out or 0)), files.fingerprint
         _check_skips(files, self.skip, skip_first)
         blocks = np.array([blocks_of(shard) for shard in files.shards])
         held = np.array(files.held)
@@ -80,7 +85,10 @@ class FileSource:
         return ~jnp.isnan(host[..., 0]) & (jnp.arange(self.rows) >= self.first)
 
     def activations(self, host):
-        return (jnp.where(jnp.isnan(host), 0, host),)
+        activations = jnp.where(jnp.isnan(host), 0, host)
+        if self.files.width_out is None:
+            return (activations,)
+        return activations[..., : self.width], activations[..., self.width :]
 
     def _block(self, number: int) -> np.ndarray:
         shard = int(np.searchsorted(self._ends, number, "right")) - 1

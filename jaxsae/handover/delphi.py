@@ -75,7 +75,8 @@ def _save(found: Activations, start: int, stop: int, path: Path):
     small = locations.max(initial=0) < 1 << 16
     arrays = {
         "locations": locations.astype(np.uint16 if small else np.uint32),
-        "activations": found.value[mine].astype(np.float16),
+        # Larger ones would be infinite, and what delphi divides by them no number.
+        "activations": np.minimum(found.value[mine], np.finfo(np.float16).max).astype(np.float16),
         "tokens": found.tokens,
     }
     save_file(arrays, path)

@@ -42,6 +42,8 @@ FORMATS: dict[str, Format] = {
     "jaxsae": native.FORMAT,
 }
 WRITTEN = tuple(name for name, known in FORMATS.items() if known.write is not None)
+# Autoencoders inside a folder that an error lists.
+NAMED = 8
 
 
 def load(
@@ -113,11 +115,29 @@ def read(
             return _read(name, found, given)
     if format is not None:
         raise BadInput(f"{path} is not of format {format}: {_explained(format)}")
+    if inside := _inside(path):
+        more = f" and {len(inside) - NAMED} more" if len(inside) > NAMED else ""
+        raise BadInput(
+            f"{path} holds no autoencoder itself, but inside are {', '.join(inside[:NAMED])}{more}: give one of them"
+        )
     raise BadInput(
         f"{path} holds no autoencoder: give a finished run (`jaxsae export` writes one of a run that was stopped), a "
         f"folder with {native.WEIGHTS}, a safetensors file, or what another library saved, under the names of that "
         f"library (formats: {', '.join(FORMATS)})"
     )
+
+
+def _inside(path: Path) -> list[str]:
+    """Folders in `path`, one level below, that hold an autoencoder, by name."""
+    below = sorted(folder for folder in path.iterdir() if folder.is_dir()) if path.is_dir() else []
+    return [folder.name for folder in below if any(_is(known, folder) for known in FORMATS.values())]
+
+
+def _is(known: Format, folder: Path) -> bool:
+    try:
+        return known.recognises(folder) is not None
+    except (BadInput, *_MISSHAPEN):
+        return False
 
 
 def _read(name: str, file: Path, given: Given) -> tuple[SAE, dict]:

@@ -20,7 +20,8 @@ class LMConfig:
     in folders of their own under --run, or with --sae.crosscoder one code of all."""
     hook_out: str | None = None
     """A later hook point: train a transcoder, which reads at --hook and reconstructs the activation here, such as
-    blocks.3.mlp.hook_in and blocks.3.hook_mlp_out."""
+    blocks.3.mlp.hook_in and blocks.3.hook_mlp_out. With --activations DIR#KEY: the array of the same files that is to
+    be reconstructed."""
     lm_precision: Precision = "float32"
     """Precision of the language model's matrix products."""
     lm_dtype: Dtype = "float32"

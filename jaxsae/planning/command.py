@@ -10,7 +10,7 @@ from jaxsae.errors import BadInput
 from jaxsae.planning import compiler, search
 from jaxsae.planning.devices import EXAMPLES, Topology, topology, topology_of
 from jaxsae.planning.plan import Plan, plan
-from jaxsae.planning.width import lm_config, width
+from jaxsae.planning.width import lm_config, widths
 
 
 def run(config: Config, name: str | None, d: int | None, largest: bool, compile: bool) -> Plan:
@@ -20,22 +20,21 @@ def run(config: Config, name: str | None, d: int | None, largest: bool, compile:
             f"--objective {config.training.objective} cannot be planned: the language model's part of its steps is not "
             "counted; plan the same autoencoder with --objective local"
         )
-    if config.lm.hook_out is not None:
-        raise BadInput("--hook-out cannot be planned: plan an autoencoder of the same size, without it")
     if name is not None:
         # Nothing here needs this machine's accelerator, which may be at work.
         jax.config.update("jax_platforms", "cpu")
     where = topology(name) if name is not None else _here()
-    lm = None
+    # A width that is given is that of both places of a transcoder.
+    lm, d_out = None, d if config.lm.hook_out else None
     if d is None:
-        d = width(config)
+        d, d_out = widths(config)
         lm = lm_config(config) if config.data.activations is None else None
     compile = compile and where.device.kind == "tpu" and compiler.available()
 
     def at(n: int, compile: bool) -> Plan:
         if compile:
             print(f"compiling for {where.name}, n {n:,}, k {config.sae.k}", file=sys.stderr, flush=True)
-        return plan(search.with_n(config, n), where, d, lm, compile)
+        return plan(search.with_n(config, n), where, d, lm, compile, d_out)
 
     if not largest:
         return at(config.sae.n, compile)

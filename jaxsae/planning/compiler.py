@@ -37,7 +37,7 @@ def available() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
 
-def compiled(config: Config, d: int, where: Topology, mesh: tuple[int, int]) -> dict:
+def compiled(config: Config, d: int, where: Topology, mesh: tuple[int, int], d_out: int | None = None) -> dict:
     """What the compiler says of a step for TPUs, as a dictionary ready for JSON.
 
     bytes        its own categories and `placed`, arguments and temporaries as they lie in memory; if the step does not
@@ -53,7 +53,7 @@ def compiled(config: Config, d: int, where: Topology, mesh: tuple[int, int]) -> 
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump}"
         child = subprocess.run(
             python.command("-m", "jaxsae.planning.compiler"),
-            input=json.dumps({"config": to_dict(config), "d": d, "topology": where.name, "mesh": mesh}),
+            input=json.dumps({"config": to_dict(config), "d": d, "d_out": d_out, "topology": where.name, "mesh": mesh}),
             capture_output=True,
             text=True,
             errors="replace",
@@ -75,14 +75,15 @@ def compiled(config: Config, d: int, where: Topology, mesh: tuple[int, int]) -> 
     return result
 
 
-def compile_step(config: Config, d: int, devices, mesh: tuple[int, int]):
+def compile_step(config: Config, d: int, devices, mesh: tuple[int, int], d_out: int | None = None):
     """The step of `jaxsae train`, compiled for `devices`, no array made: a jax.stages.Compiled."""
-    program = make_program(config.sae, config.training, d)
+    program = make_program(config.sae, config.training, d, d_out=d_out)
     mesh = jax.make_mesh(mesh, ("data", "latent"), devices=devices)
     rows = NamedSharding(mesh, P("data"))
-    x = jax.ShapeDtypeStruct((config.training.batch.batch_size, d), jnp.float32, sharding=rows)
+    of_width = lambda d: jax.ShapeDtypeStruct((config.training.batch.batch_size, d), jnp.float32, sharding=rows)
+    batch = (of_width(d),) if d_out is None else (of_width(d), of_width(d_out))
     with jax.set_mesh(mesh):
-        return program.step.lower(program.abstract_state(mesh), (x,), program.hyper).compile()
+        return program.step.lower(program.abstract_state(mesh), batch, program.hyper).compile()
 
 
 def facts(step, mesh: tuple[int, int]) -> dict:
@@ -126,7 +127,7 @@ def _answer(request: dict) -> dict:
     try:
         config = from_dict(request["config"], "the request")
         devices = _describe(where)[: mesh[0] * mesh[1]]
-        return facts(compile_step(config, request["d"], devices, mesh), mesh)
+        return facts(compile_step(config, request["d"], devices, mesh, request["d_out"]), mesh)
     except BadInput as error:
         return {"refused": str(error)}
     except NotImplementedError as error:  # jax.make_mesh: axes that do not lie in the torus

@@ -1,8 +1,8 @@
 """Bytes that a training step needs on each device, counted from its formulas. Nothing is compiled, no weights are made.
 
 B tokens, D x S the mesh (data x latent), b = B / D tokens and m = n / S latents of a device, p tokens of a piece
-(b unless there are micro-batches), d width, c slots of a device's code. Everything is float32, but for indices and
-counters (int32).
+(b unless there are micro-batches), d width, d_out that of a transcoder's output, c slots of a device's code. Everything
+is float32, but for indices and counters (int32).
 """
 
 import math
@@ -35,6 +35,17 @@ class Size:
     d: int
     data: int
     latent: int
+    d_out: int | None = None
+
+    @property
+    def out(self) -> int:
+        """Width of the output."""
+        return self.d_out or self.d
+
+    @property
+    def widths(self) -> int:
+        """Of all that is read for a token: of a transcoder, its output is too."""
+        return self.d + (self.d_out or 0)
 
     @property
     def family(self) -> ActivationFunction:
@@ -85,7 +96,7 @@ def state_bytes(size: Size) -> dict[str, int]:
     """Bytes of a device's part of the training state, by what they are for, from the real state's shapes."""
     # Specs do not depend on the mesh's size, so any one device does for a mesh of thousands.
     one = jax.make_mesh((1, 1), ("data", "latent"), devices=jax.devices()[:1])
-    state = make_program(size.sae, size.training, size.d).abstract_state(one)
+    state = make_program(size.sae, size.training, size.d, d_out=size.d_out).abstract_state(one)
     axes = {"data": size.data, "latent": size.latent}
 
     def local(tree):
@@ -110,7 +121,7 @@ def temporary_bytes(size: Size, gradients: int, kind: str) -> dict[str, int]:
     """Bytes of the largest temporaries of a device of that `kind` beside its `gradients`, by what needs them; the
     compiler shares and pads, so this is rough.
     """
-    p, d, c, dense = size.p, size.d, size.c, size.family.dense
+    p, d, out, c, dense = size.p, size.d, size.out, size.c, size.family.dense
     rows, kept = min(ROWS, size.m), size.auxk_kept
     others = size.training.k_aux(size.sae.n, d) + rows if kept * rows < size.m else 0
     return {
@@ -120,13 +131,14 @@ def temporary_bytes(size: Size, gradients: int, kind: str) -> dict[str, int]:
         "candidates": 3 * 4 * p * c * size.latent if n_gathers(size) and size.latent > 1 else 0,
         # Values, indices, masks and their gradients; the support of all pieces is chosen first.
         "codes": 4 * p * size.m * dense_codes(size.sae) if dense else 8 * 4 * size.b * c,
-        # Normalised and centred x, reconstruction, error, gradients; one more reconstruction for each further view.
-        "tokens": (5 + flops.n_views(size.sae)) * 4 * size.b * d,
-        "copies": 0 if dense or size.data == 1 else COPIES_TO_SUM * 4 * size.m * d,
+        # Normalised and centred x, reconstruction, error, gradients; one more reconstruction for each further view. A
+        # transcoder's y is normalised too.
+        "tokens": 4 * size.b * (2 * d + (3 + (size.d_out is not None) + flops.n_views(size.sae)) * out),
+        "copies": 0 if dense or size.data == 1 else COPIES_TO_SUM * 4 * size.m * max(d, out),
         # What a piece adds to the gradient.
         "piece": gradients if size.training.batch.micro_batches > 1 else 0,
         # Part of the program even if AuxK is off.
-        "auxk": 4 * p * (kept * rows + 3 * others + 3 * d) + 4 * size.m,
+        "auxk": 4 * p * (kept * rows + 3 * others + 3 * out) + 4 * size.m,
     }
 
 

@@ -43,26 +43,31 @@ class Plan:
     transfers: tuple[timing.Transfer, ...]
     compiled: dict | None = None
     """What the compiler says of the real step (`compiler.compiled`); None if all is from formulas."""
+    d_out: int | None = None
+    """Width of a transcoder's output."""
 
 
-def plan(config: Config, topology: Topology, d: int, lm=None, compile: bool = True) -> Plan:
+def plan(config: Config, topology: Topology, d: int, lm=None, compile: bool = True, d_out: int | None = None) -> Plan:
     """The plan of one run. With libtpu, and for a TPU, its step is compiled unless `compile` is false.
 
-    `lm` is the config of the language model that it runs, None if it runs none. Raises BadInput for a mesh that does
+    `lm` is the config of the language model that it runs, None if it runs none; `d_out` the width of a transcoder's
+    output. Raises BadInput for a mesh that does
     not divide.
     """
-    estimated = _estimated(config, topology, _size(config, topology, d), lm)
+    estimated = _estimated(config, topology, _size(config, topology, d, d_out), lm)
     if not (compile and topology.device.kind == "tpu" and compiler.available()):
         return estimated
-    return _with(estimated, compiler.compiled(config, d, topology, estimated.mesh))
+    return _with(estimated, compiler.compiled(config, d, topology, estimated.mesh, d_out))
 
 
-def _size(config: Config, topology: Topology, d: int) -> estimate.Size:
+def _size(config: Config, topology: Topology, d: int, d_out: int | None) -> estimate.Size:
     if d < 1:
         raise BadInput(f"--d-model is {d}: give the width of the activations, at least 1")
     batch = config.training.batch
     piece = batch.batch_size // batch.micro_batches
-    chosen = batch.mesh or mesh_shape(topology.count, topology.device.memory, config.sae.n, d, piece)
+    chosen = batch.mesh or mesh_shape(
+        topology.count, topology.device.memory, config.sae.n, (d + (d_out or d)) // 2, piece
+    )
     data, latent = chosen
     if data < 1 or latent < 1 or data * latent > topology.count:
         raise BadInput(
@@ -70,14 +75,14 @@ def _size(config: Config, topology: Topology, d: int) -> estimate.Size:
             f"so give two positive numbers with a product of at most {topology.count}"
         )
     check_division(config.sae, config.training, config.data.context, data, latent)
-    return estimate.Size(config.sae, config.training, d, data, latent)
+    return estimate.Size(config.sae, config.training, d, data, latent, d_out)
 
 
 def _estimated(config: Config, topology: Topology, size: estimate.Size, lm) -> Plan:
     state = estimate.state_bytes(size)
     gradients = state["parameters"]
     temporaries = estimate.temporary_bytes(size, gradients, topology.device.kind)
-    batch = 4 * size.b * size.d
+    batch = 4 * size.b * size.widths
     of_lm = {"lm": 0, "lm_work": 0}
     if lm is not None:
         of_lm = language_model.lm_bytes(config, lm, size.data * size.latent, topology.device.kind)
@@ -104,6 +109,7 @@ def _estimated(config: Config, topology: Topology, size: estimate.Size, lm) -> P
         activation=config.sae.activation,
         n=config.sae.n,
         d=size.d,
+        d_out=size.d_out,
         k=config.sae.k,
         batch_size=tokens,
         fits=total <= available,

@@ -22,10 +22,11 @@ def to_json(plan: Plan) -> str:
 
 def table(plan: Plan) -> str:
     """Sizes, bytes of a device, times of a step, what moves between devices, and the verdict."""
+    d = f"{plan.d:,}" if plan.d_out is None else f"{plan.d:,} to {plan.d_out:,}"
     return "\n".join(
         [
             f"{plan.topology}: {plan.devices} devices, mesh data {plan.mesh[0]} x latent {plan.mesh[1]}",
-            f"{plan.activation}, n {plan.n:,}, d {plan.d:,}, k {plan.k}, batch {plan.batch_size:,} tokens",
+            f"{plan.activation}, n {plan.n:,}, d {d}, k {plan.k}, batch {plan.batch_size:,} tokens",
             *_bytes(plan),
             *_times(plan),
             *_moves(plan),

@@ -1,6 +1,7 @@
 """What a training step computes, reads and moves on each device, and the least time that it takes.
 
-b tokens and m latents of a device, d width, S shards of the latents; FLOPs are those of `jaxsae.scaling.flops`.
+b tokens and m latents of a device, d width, d_out that of a transcoder's output, S shards of the latents; FLOPs are
+those of `jaxsae.scaling.flops`.
 """
 
 from dataclasses import dataclass
@@ -24,24 +25,29 @@ class Phase:
 
 def phases(size: Size) -> list[Phase]:
     """The parts of a step without dead latents. They follow each other."""
-    b, m, d = size.b, size.m, size.d
-    parts = {name: int(b * each) for name, each in flops.autoencoder(size.sae, d, m, size.slots).items()}
+    b, m, d, out = size.b, size.m, size.d, size.out
+    per_token = flops.autoencoder(size.sae, d, m, size.slots, size.d_out)
+    parts = {name: int(b * each) for name, each in per_token.items()}
+    skip = parts.pop("skip", 0)
     # Of one dense product: W once a piece, tokens and codes once.
     product = 4 * (b // size.p * m * d + b * d + b * m)
     if size.family.dense:
-        steps = [Phase(name, f, f // (2 * b * m * d) * product, "float32") for name, f in parts.items()]
+        steps = [Phase(name, f, f * product // (2 * b * m * d), "float32") for name, f in parts.items()]
     else:
         # Top-k reads the pre-activations again. Products over the chosen rows read them, and where a gradient is added
         # to rows write them too: for the encoder once, for the decoder once a view.
-        rows, views = 4 * b * size.slots * d, flops.n_views(size.sae)
+        rows, views = 4 * b * size.slots, flops.n_views(size.sae)
         steps = [
             Phase("select", parts["select"], product + 4 * b * m, size.sae.select_precision),
-            Phase("decode", parts["decode"], (views + flops.recomputes(size.sae)) * rows),
-            Phase("gradient", parts["gradient"], (views + 2 * (views + 1)) * rows),
+            Phase("decode", parts["decode"], (views * out + flops.recomputes(size.sae) * d) * rows),
+            Phase("gradient", parts["gradient"], (3 * views * out + 2 * d) * rows),
         ]
+    if skip:
+        steps.append(Phase("skip", skip, 2 * 4 * (b // size.p * d * out + b * (d + out)), "float32"))
     ema = size.training.ema_decay() > 0
     # Gradient read; parameters, two moments and EMA read and written.
-    update = Phase("optimizer", flops.optimizer(size.sae, d, ema, m), (9 if ema else 7) * 4 * m * (2 * d + 1))
+    weights = m * (d + out + 1) + (d * out if size.sae.skip else 0)
+    update = Phase("optimizer", flops.optimizer(size.sae, d, ema, m, size.d_out), (9 if ema else 7) * 4 * weights)
     return [*steps, update]
 
 
@@ -50,8 +56,9 @@ def auxk_phase(size: Size, dead: float) -> Phase:
     if not size.has_auxk:
         return Phase("auxk", 0, 0)
     # A threshold of 31 bits reads the pre-activations as often.
-    total = int(size.b * flops.auxk(size.m, size.d, dead, size.auxk_kept))
-    return Phase("auxk", total, int(4 * dead * size.m * (5 * size.d + 36 * size.b)), "float32")
+    total = int(size.b * flops.auxk(size.m, size.d, dead, size.auxk_kept, size.d_out))
+    moved = 4 * dead * size.m * (2 * size.d + 3 * size.out + 36 * size.b)
+    return Phase("auxk", total, int(moved), "float32")
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class Transfer:
 
 def transfers(size: Size, gradients: int) -> list[Transfer]:
     """The collectives of a step that move more than scalars; `gradients` are their bytes."""
-    b, d, S, pieces = size.b, size.d, size.latent, size.training.batch.micro_batches
+    b, d, S, pieces = size.b, size.out, size.latent, size.training.batch.micro_batches
     reconstructions = flops.n_views(size.sae) + (size.family.gate_values is not None)
     moves = []
     if S > 1 and n_gathers(size):

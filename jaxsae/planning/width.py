@@ -1,9 +1,9 @@
-"""The width of the activations of a run and the shape of its language model, from files' headers alone."""
+"""The widths of the activations of a run and the shape of its language model, from files' headers alone."""
 
 from pathlib import Path
 
 from jaxsae.config import Config
-from jaxsae.data.arrays.opened import width_of
+from jaxsae.data.arrays.opened import widths_of
 from jaxsae.data.config import is_synthetic
 from jaxsae.data.synthetic import world_of
 from jaxsae.errors import BadInput
@@ -11,14 +11,21 @@ from jaxsae.lm import architecture, weights
 from jaxsae.lm.hooks import default_hook
 
 
-def width(config: Config) -> int:
-    """d of a run's activations. Raises BadInput if neither files nor a language model say it."""
+def widths(config: Config) -> tuple[int, int | None]:
+    """(d, d_out) of a run's activations; d_out is None but for a transcoder.
+
+    Raises BadInput if neither files nor a language model say them.
+    """
+    out = config.lm.hook_out
     if is_synthetic(config.data.activations):
-        return world_of(config.data.activations).width
+        return world_of(config.data.activations).width, None
     if config.data.activations is not None:
-        return width_of(config.data.activations)
+        return widths_of(config.data.activations, out)
     lm = lm_config(config)
-    return sum(architecture.width(lm, hook) for hook in config.hooks or [default_hook(lm.n_layer)])
+    if out is not None:
+        architecture.check_order(lm, config.lm.hook, out)
+    d = sum(architecture.width(lm, hook) for hook in config.hooks or [default_hook(lm.n_layer)])
+    return d, None if out is None else architecture.width(lm, out)
 
 
 def lm_config(config: Config):

@@ -90,7 +90,7 @@ def _on_files(config: Config, activations: str) -> Config:
     """`config` with other activations. What they do not say cannot be left out: positions, tokens."""
     from jaxsae.data.arrays.folder import open_shards
 
-    shard = None if is_synthetic(activations) else open_shards(activations)[0]
+    shard = None if is_synthetic(activations) else open_shards(activations, out=config.lm.hook_out)[0]
     changes = {} if shard and shard.context is not None else {"skip_first": False}
     changes |= {} if shard and shard.tokens is not None else {"skip_tokens": ()}
     return with_fields(config, activations=activations, held_out=None, **changes)

@@ -48,7 +48,7 @@ def evaluate(
         raise BadInput(f"--out {out} is a file: give --out a folder")
     subject = open_subject(folder, on)
     if "all" in names:
-        asked = tuple(name for name in asked if _can(name, subject, flags))
+        asked = _possible(asked, subject, flags)
     for name in asked:
         evals.check(name, subject, flags)
     results = {"data_fingerprint": subject.source.fingerprint, **measure(subject, asked, flags)}
@@ -77,14 +77,21 @@ def measure(subject: Subject, names: tuple[str, ...] = ("standard",), flags=None
     return results
 
 
-def _can(name: str, subject: Subject, flags) -> bool:
-    try:
-        evals.check(name, subject, flags)
-    except BadInput as reason:
+def _possible(names: tuple[str, ...], subject: Subject, flags) -> tuple[str, ...]:
+    """Those evaluations that can be computed; the others are named, with those of one reason in one line."""
+    reasons: dict[str, list[str]] = {}
+    for name in names:
+        try:
+            evals.check(name, subject, flags)
+        except BadInput as error:
+            # Reasons that differ in the name alone are one.
+            reasons.setdefault(str(error).replace(f"--metrics {name} ", "--metrics NAME "), []).append(name)
+    for reason, left_out in reasons.items():
         if not subject.quiet:
-            print(f"jaxsae: {name} is left out: {reason}")
-        return False
-    return True
+            verb = "is" if len(left_out) == 1 else "are"
+            reason = reason.replace("NAME", left_out[0]) if verb == "is" else reason
+            print(f"jaxsae: {', '.join(left_out)} {verb} left out: {reason}")
+    return tuple(name for name in names if not any(name in left_out for left_out in reasons.values()))
 
 
 def open_subject(folder: Path, on: EvalConfig, split: str | None = None) -> Subject:

@@ -63,12 +63,12 @@ class RunInputs:
 
 
 def with_origin(config: Config) -> Config:
-    """`config` with the language model, hook point and context length that harvested activations are of.
+    """`config` with the language model, hook points and context length that harvested activations are of.
 
     Other activations, and text, leave it as it is. A hook point or a language model that is given stays.
     """
     where = config.data.activations
-    origin = None if where is None or is_synthetic(where) else origin_of(open_shards(where)[0])
+    origin = None if where is None or is_synthetic(where) else origin_of(open_shards(where, out=config.lm.hook_out)[0])
     if not origin:
         return config
     default = LMConfig()
@@ -113,12 +113,13 @@ def _from_world(data: DataConfig, choose_mesh, check, check_identity) -> RunInpu
 def _from_files(lm: LMConfig, data: DataConfig, choose_mesh, check, check_identity) -> RunInputs:
     check(None, "")
     cache = Path(data.cache or default_cache())
-    files = primary_first(lambda: open_files(data.activations, data.held_out, data.max_norm, cache))
+    files = primary_first(lambda: open_files(data.activations, data.held_out, data.max_norm, cache, lm.hook_out))
     origin = files.origin or {"hook": lm.hook}
     if lm.hook not in (None, origin["hook"]):
         raise BadInput(f"--hook is {lm.hook}, but {data.activations} holds activations of {origin['hook']}: give that")
     if is_primary():
-        print(f"jaxsae: {files.summary()}", file=sys.stderr)
+        for line in files.summary().splitlines():
+            print(f"jaxsae: {line}", file=sys.stderr)
     skip = files.token_ids(data.skip_tokens)
 
     def source(split: str, seed: int | None):
@@ -132,6 +133,8 @@ def _from_files(lm: LMConfig, data: DataConfig, choose_mesh, check, check_identi
         fingerprints,
         source,
         hook=origin["hook"],
+        hook_out=lm.hook_out,
+        width_out=files.width_out,
         lm_name=origin.get("lm"),
         data={"activations": files.facts},
     )

@@ -64,15 +64,17 @@ def recomputes(sae: SAEConfig) -> bool:
     ).dense
 
 
-def auxk(n: int, d: int, dead: float, kept: int = KEPT) -> float:
-    """FLOPs per token of AuxK on one shard of n latents, of which the share `dead` is dead.
+def auxk(n: int, d: int, dead: float, kept: int = KEPT, d_out: int | None = None) -> float:
+    """FLOPs per token of AuxK on one shard of n latents, of which the share `dead` is dead; `d_out` is the width of a
+    transcoder's output.
 
     Dead latents fill blocks of ROWS. Pre-activations, reconstruction and three products of the gradient; beyond the
     first `kept` blocks the pre-activations are computed three times more: for the threshold, and in both directions.
     """
     rows = min(ROWS, n)
     blocks = -(-dead * n // rows)
-    return (5 * blocks + 3 * max(0, blocks - kept)) * 2 * rows * d
+    # Of the five products two have the width of the input.
+    return (blocks * (2 * d + 3 * (d_out or d)) + 3 * max(0, blocks - kept) * d) * 2 * rows
 
 
 def optimizer(sae: SAEConfig, d: int, ema: bool = True, n: int | None = None, d_out: int | None = None) -> int:
@@ -102,7 +104,7 @@ def training(
     activations do not come from files, and it is the same whatever is trained on them.
     """
     return autoencoder(sae, d, d_out=d_out) | {
-        "auxk": auxk(sae.n, d, dead),
+        "auxk": auxk(sae.n, d, dead, d_out=d_out),
         "optimizer": optimizer(sae, d, ema, d_out=d_out) / batch_size,
         "lm": sum(count * flops for count, flops in zip(lm_passes, lm)),
     }

@@ -278,7 +278,7 @@ def test_the_same_bytes_in_another_shape_have_norms_of_their_own(folder):
     for name, shape in (("a", (-1, 6)), ("b", (-1, 3))):
         (folder / name).mkdir()
         write(folder / name / "0.npy", rows.reshape(shape))
-        (norms,) = source(folder / name, "all").files.norms
+        (norms,) = source(folder / name, "all").files.norms[0].of
         np.testing.assert_allclose(norms, np.linalg.norm(rows.reshape(shape), axis=1), rtol=1e-6)
 
 
@@ -410,3 +410,40 @@ def test_batches_hold_the_rows_that_count_and_no_others(folder):
     rows = np.concatenate([np.asarray(batches.chunk(number)[0]).reshape(-1, WIDTH) for number in range(10)])
     seen, want = ({row.tobytes() for row in part} for part in (rows, rows_of(source(folder, max_norm=50.0))))
     assert len(rows) == 10 * 4 * 32 and seen <= want and len(seen) > 0.8 * len(want)
+
+
+def test_what_should_come_out_stands_beside_what_goes_in(folder):
+    """Of a transcoder; a row counts if both arrays' norms are within --max-norm."""
+    folder.mkdir()
+    rows = random_rows(2 * ROWS, np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    out = 7 * rows[:, :4] / np.linalg.norm(rows[:, :4], axis=1, keepdims=True)
+    rows[3] *= 100
+    out[[5, 9]] *= [[50], [0]]
+    np.savez(folder / "a.npz", x=rows, y=out)
+    pair = FileSource(open_files(f"{folder}#x", None, 10.0, folder.parent / "cache", "y"), "train", None)
+    host = pair.host(0, 1)
+    kept = np.asarray(pair.kept(host))
+    assert np.flatnonzero(~kept[0]).tolist() == [3, 5, 9] and (pair.width, pair.count) == (WIDTH, ROWS - 3)
+    for got, written in zip(pair.activations(host), (rows, out), strict=True):
+        np.testing.assert_array_equal(got[kept], np.delete(written[:ROWS], [3, 5, 9], axis=0))
+    assert pair.files.facts["out"]["median_norm"] == pytest.approx(7) and pair.files.width_out == 4
+    assert "y: 128 rows of width 4" in pair.files.summary()
+    # Of two arrays the other one is read.
+    assert open_files(str(folder), None, None, folder.parent / "cache", "y").shards[0].tensor == "x"
+
+
+@pytest.mark.parametrize(
+    "key, out, said",
+    [
+        ("x", "z", r"--hook-out is z, which .*a\.npz does not hold: it holds x, y, few"),
+        ("x", "few", r"holds x \[128, 6\] and few \[5, 6\]: a transcoder reads and makes activations of the same rows"),
+        ("x", "x", r"--hook-out is x, which is what --activations .*#x reads: name another array"),
+    ],
+)
+def test_arrays_that_are_no_pair(folder, key, out, said):
+    folder.mkdir()
+    rows = random_rows(2 * ROWS, np.float32)
+    np.savez(folder / "a.npz", x=rows, y=rows, few=rows[:5])
+    with pytest.raises(BadInput, match=said):
+        open_files(f"{folder}#{key}", None, None, folder.parent / "cache", out)

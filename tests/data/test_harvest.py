@@ -109,6 +109,15 @@ def test_harvested_contexts_are_blocks_and_the_held_out_part_is_the_texts(whole,
         assert part.count == there.sum()
 
 
+def test_a_transcoder_reads_two_hooks_of_the_same_tokens(whole, tmp_path):
+    files = open_files(f"{whole}#{HOOKS[0]}", None, None, tmp_path, HOOKS[1])
+    part, shards = FileSource(files, "train", None), [read(path) for path in sorted(whole.glob("train*"))]
+    for got, hook in zip(part.activations(part.host(0, 12)), HOOKS[:2], strict=True):
+        np.testing.assert_array_equal(got, np.concatenate([shard[hook] for shard in shards]))
+    assert files.origin["hook_out"] == HOOKS[1]
+    assert files.fingerprint != source(whole, "train", tmp_path).fingerprint
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_numbers_are_rounded_once(lm, mesh, whole, tmp_path, dtype):
     asked = replace(ASKED, dtype=dtype, hooks=HOOKS[:1], tokens={"train": 12 * T})

@@ -10,7 +10,7 @@ from jaxsae.data import synthetic
 from jaxsae.data.activations import ActivationBatches, BufferPlan
 from jaxsae.data.synthetic import ROWS, SyntheticSource, World, truth_of, world_of
 from jaxsae.distributed.mesh import make_mesh
-from jaxsae.planning.width import width
+from jaxsae.planning.width import widths
 from tests.marks import slow
 
 SMALL = World(features=24, width=12, active=3.0)
@@ -113,7 +113,7 @@ def test_the_fingerprint_is_that_of_the_world():
 def test_an_unknown_world_is_refused_with_the_known_ones():
     with pytest.raises(jaxsae.BadInput, match=r"synthetic:gauss is unknown: allowed are synthetic:zipf, "):
         world_of("synthetic:gauss")
-    assert width(with_fields(Config(), activations="synthetic:zipf")) == synthetic.WORLDS["zipf"].width
+    assert widths(with_fields(Config(), activations="synthetic:zipf")) == (synthetic.WORLDS["zipf"].width, None)
 
 
 def test_points_of_manifolds_have_the_length_that_a_point_would_have():

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from jaxsae.errors import BadInput
 from jaxsae.lm import load, load_tokenizer
 from jaxsae.run import eval_config
 from jaxsae.run.eval_config import EvalConfig
-from jaxsae.run.evaluate import evaluation_mesh
+from jaxsae.run.evaluate import _possible, evaluation_mesh
 
 POSITIONS = 16
 
@@ -137,6 +138,16 @@ def test_what_training_left_out_evaluation_leaves_as_it_was(run, tiny_lm, tmp_pa
         patch.setattr(TextSource, "kept", lambda self, host: host >= 0)
         everywhere = evaluated(folder, tmp_path / "everywhere", "--mesh", "1", "1")
     assert everywhere["kl_by_position"][0] > 0
+
+
+def test_evaluations_of_one_reason_are_left_out_in_one_line(capsys):
+    subject = SimpleNamespace(kind="transcoder", lm=None, quiet=False)
+    assert _possible(("standard", "probes", "refinement", "n2g"), subject, None) == ("standard",)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0].startswith(
+        "jaxsae: probes, refinement are left out: --metrics NAME is not of a"
+    )
+    assert lines[1].startswith("jaxsae: n2g is left out: --metrics n2g needs a language model")
 
 
 def test_every_evaluation_that_can_be_computed(run, tmp_path, capsys):

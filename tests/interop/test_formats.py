@@ -174,6 +174,14 @@ def test_a_file_on_the_hub(tmp_path, monkeypatch):
         jaxsae.load("some/others", "layer_3")
 
 
+def test_the_folder_above_names_the_autoencoders_in_it(tmp_path):
+    (tmp_path / "notes").mkdir()
+    for layer in (1, 2):
+        foreign_files.gemma_scope_2(tmp_path / f"layer_{layer}")
+    with pytest.raises(BadInput, match="no autoencoder itself, but inside are layer_1, layer_2: give one of them"):
+        jaxsae.load(tmp_path)
+
+
 def test_what_is_given_is_not_ignored(tmp_path):
     foreign_files.gemma_scope_2(tmp_path)
     for given, message in (

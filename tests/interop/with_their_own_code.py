@@ -1,11 +1,11 @@
 """What other libraries' own code computes from files that jaxsae writes, and from files that jaxsae reads.
 
-    python -m tests.interop.with_their_own_code [docs/formats.md] [--torch-index URL]
+    python -m tests.interop.with_their_own_code [written|read|handed_over ...] [--into docs/*.md] [--torch-index URL]
 
-Each library runs in an environment of its own (SAELens 6.54.12, sparsify 1.3.3, dictionary-learning 0.1.0 and
-circuit-tracer 0.5.0 from PyPI, with PyTorch), made once in $JAXSAE_CACHE. Prints two tables, or puts them into a page:
-the largest difference in latents and reconstructions, relative to the largest value. It needs PyPI and some gigabytes,
-so it is not in CI.
+Each library runs in an environment of its own (SAELens 6.54.12, sparsify 1.3.3, dictionary-learning 0.1.0,
+circuit-tracer 0.5.0 and delphi 0.1.3 from PyPI, with PyTorch), made once in $JAXSAE_CACHE. Prints tables, or puts them
+into the pages that have room for them: the largest difference in latents and reconstructions, relative to the largest
+value; and what delphi reads of the activations that it is handed. It needs PyPI and some gigabytes, so it is not in CI.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from benchmarks.peers import environments
 from jaxsae import interop
 from jaxsae.errors import BadInput
 from jaxsae.interop.interface import Given
-from tests.interop import foreign_files
+from tests.interop import delphi, foreign_files
 from tests.interop.families import PAIR, activations, everything
 from tests.interop.peers import difference, outputs
 from tests.interop.table import put
@@ -94,17 +94,28 @@ def read(torch_index: str | None) -> list[str]:
     return lines
 
 
+def handed_over(torch_index: str | None) -> list[str]:
+    """The table of what delphi reads of the activations that jaxsae writes for it."""
+    return delphi.table(environments.python("delphi", environments.default_cache(), torch_index))
+
+
+TABLES = {function.__name__: function for function in (written, read, handed_over)}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torch-index", help="index to install PyTorch from, as for its builds without CUDA")
-    parser.add_argument("page", nargs="?", type=Path, help="page to put the tables into")
+    parser.add_argument("--into", nargs="+", type=Path, default=(), help="pages to put the tables into")
+    parser.add_argument("tables", nargs="*", help=f"tables to make, of {', '.join(TABLES)}; default: all")
     typed = parser.parse_args()
-    for function in (written, read):
-        lines = function(typed.torch_index)
-        if typed.page is None:
-            print("\n".join([*lines, ""]))
-        else:
-            typed.page.write_text(put(typed.page.read_text(), f"tests.interop.{function.__name__}", lines))
+    if unknown := [name for name in typed.tables if name not in TABLES]:
+        parser.error(f"there is no table {unknown[0]}: allowed are {', '.join(TABLES)}")
+    for name in typed.tables or TABLES:
+        lines = TABLES[name](typed.torch_index)
+        print("\n".join([*lines, ""]))
+        for page in typed.into:
+            if f"<!-- tests.interop.{name} -->" in (text := page.read_text()):
+                page.write_text(put(text, f"tests.interop.{name}", lines))
 
 
 if __name__ == "__main__":

@@ -70,6 +70,10 @@ def test_width_of_the_model_and_of_files(say, tiny_lm, tmp_path):
     of_lm = width(f"--lm {tiny_lm}")
     assert of_lm["d"] == 32
     assert width(f"--lm {tiny_lm} --hook blocks.1.mlp.hook_post")["d"] == 128
+    transcoder = width(f"--lm {tiny_lm} --hook blocks.1.mlp.hook_in --hook-out blocks.1.mlp.hook_post")
+    assert (transcoder["d"], transcoder["d_out"]) == (32, 128)
+    crosscoder = width(f"--lm {tiny_lm} --hook blocks.0.hook_resid_post blocks.1.hook_resid_post --sae.crosscoder")
+    assert (crosscoder["d"], crosscoder["d_out"]) == (64, None)
     np.save(tmp_path / "a.npy", np.zeros((8, 24), np.float32))
     of_files = width(f"--activations {tmp_path}")
     assert of_files["d"] == 24
@@ -140,6 +144,7 @@ def test_largest_n(say):
         ("--topology v5e:2x2 --no-compile --d-model 0", "--d-model is 0"),
         ("--topology v5e:2x2 --no-compile --mesh 8 1", "--mesh 8 1 asks for 8 devices: v5e:2x2 has 4"),
         ("--topology v5e:2x2 --lm ./missing", "--lm ./missing: there is no such folder"),
+        ("--topology v5e:2x2 --hook blocks.3.hook_mlp_out --hook-out blocks.3.mlp.hook_in", "is not after blocks.3"),
         ("--topology v5e:2x2 --hook blocks.99.hook_resid_post", "outside the model"),
         ("--topology l4:1 --d-model 64 --objective e2e", "--objective e2e cannot be planned"),
         ("--topology l4:1 --d-model 4096 --batch-size 1048576 --buffer-batches 64 --find-largest-n", "not even 128"),

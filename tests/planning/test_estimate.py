@@ -158,6 +158,39 @@ def test_memory_against_xla(activation, prefixes):
     assert estimated.bytes["total"] - estimated.bytes["data"] == pytest.approx(needed, rel=0.25)
 
 
+@pytest.mark.parametrize(
+    "d, d_out, coder",
+    [
+        (128, 256, {"sae.skip": True, "hook": "a", "hook_out": "b"}),
+        (256, None, {"sae.sections": 2, "activations": "x"}),
+    ],
+)
+def test_memory_of_coders_against_xla(d, d_out, coder):
+    """A skip transcoder, and a crosscoder, as above."""
+    c = config(n=4096, k=8, batch=2048, **coder)
+    estimated = plan(c, topology("v5e:1x1"), d, compile=False, d_out=d_out)
+    memory = compiler.compile_step(c, d, jax.devices()[:1], (1, 1), d_out).memory_analysis()
+    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    assert estimated.bytes["total"] - estimated.bytes["data"] == pytest.approx(needed, rel=0.25)
+    assert estimated.bytes["batch"] == 4 * 2048 * (d + (d_out or 0))
+
+
+def test_a_skip_transcoder_by_hand():
+    """Of one device with 2^14 latents and 4096 tokens, from width 256 to 1024."""
+    coder = {"sae.skip": True, "hook": "a", "hook_out": "b", "auxk_coef": 0}
+    p = plan(config(n=2**14, batch=4096, **coder), topology("h100:1"), 256, compile=False, d_out=1024)
+    assert p.bytes["parameters"] == 4 * (2**14 * (256 + 1024 + 1) + 256 + 1024 + 1 + 256 * 1024)
+    assert p.flops["decode"] == 2 * 4096 * 32 * 1024 and p.flops["gradient"] == 2 * 4096 * 32 * (256 + 2 * 1024)
+    assert p.flops["skip"] == 4 * 4096 * 256 * 1024 and p.seconds["skip"] > 0
+    # Rows that are read: once for the output, once for the gradient of the values; and read and written for that of
+    # the decoder and of the encoder.
+    bandwidth = topology("h100:1").device.bandwidth
+    assert p.seconds["decode"] == pytest.approx(4 * 4096 * 32 * 1024 / bandwidth)
+    assert p.seconds["gradient"] == pytest.approx(4 * 4096 * 32 * (3 * 1024 + 2 * 256) / bandwidth)
+    moved = plan(config(n=2**14, batch=4096, mesh=(1, 4), **coder), topology("h100:4"), 256, compile=False, d_out=1024)
+    assert next(t.bytes for t in moved.transfers if t.name == "reconstruction") == 4 * 4096 * 1024
+
+
 def test_topologies():
     assert topology("V5P:4x4x4").count == 64
     assert topology("v4:2x2x1").count == 4

@@ -89,6 +89,8 @@ def test_a_crosscoder_gets_other_hook_points(tmp_path):
     assert "--sae.sections has no effect" in without_effect(command.settings, {"--sae.sections"})[0]
     swept = product(base, {"hook": [CROSSCODER[1:3], [*CROSSCODER[1:3], third]]})
     assert [config.sae.sections for config in swept.values()] == [2, 3]
+    equals = parse(["train", f"--hook={CROSSCODER[1]}", *CROSSCODER[2:]])[0].settings
+    assert equals == base and parse(["train", f"--hook={IN}", OUT])[0].hooks == (IN, OUT)
     apart = ["train", "--config", str(file), *CROSSCODER[:3], "--sae.no-crosscoder"]
     assert parse([*apart, "--sae.sections", "1"])[0].hooks == tuple(CROSSCODER[1:3])
     with pytest.raises(BadInput, match=r"give --sae\.sections 1"):
@@ -102,7 +104,7 @@ def test_a_crosscoder_gets_other_hook_points(tmp_path):
         (["--hook-out", OUT], "give --hook too, where it reads"),
         (["--hook", OUT, "--hook-out", IN], f"{IN} is not after {OUT}"),
         ([*TRANSCODER, "--resample-every", "5000"], "--resample-every is of autoencoders"),
-        ([*TRANSCODER, "--activations", "synthetic:zipf"], "--hook-out needs a language model"),
+        ([*TRANSCODER, "--activations", "synthetic:zipf"], "--hook-out is an array of files, and synthetic"),
         (["--sae.crosscoder"], "--sae.crosscoder is one code of several activations: give --hook A B"),
         ([*CROSSCODER, "--objective", "e2e"], "a crosscoder is trained locally"),
         ([*CROSSCODER, "--hook-out", OUT], "--hook-out is of a transcoder"),

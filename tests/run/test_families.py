@@ -67,7 +67,7 @@ def test_a_plan_knows_the_width_and_the_weights_of_a_family(name):
     config = with_fields(Config(), lm=str(FOLDER / name), hook="blocks.0.attn.hook_z")
     lm = load(str(FOLDER / name))
     heads = lm.config.attention
-    assert width.width(config) == heads.n_head * heads.head_dim
+    assert width.widths(config) == (heads.n_head * heads.head_dim, None)
     planned = lm_bytes(config, width.lm_config(config), 1, "cpu")
     assert planned["lm"] == sum(leaf.nbytes for leaf in _leaves(lm.params))
 

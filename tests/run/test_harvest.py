@@ -78,6 +78,22 @@ def test_an_autoencoder_of_harvested_activations_is_evaluated_on_text(harvested,
     assert json.loads((run / "eval.json").read_text())["kl"] > 0
 
 
+def test_a_transcoder_of_harvested_activations_knows_both_hooks(harvested, tiny_lm, tiny_text, cache, tmp_path, capsys):
+    out, run = harvested[0], tmp_path / "run"
+    flags = f"--activations {out}#{HOOKS[0]} --hook-out {HOOKS[1]} --sae.skip --cache {cache} --sae.n 64 --sae.k 4"
+    flags = [*flags.split(), "--batch-size", "64", "--mesh", "1", "1", "--run", str(run), "--eval-tokens", "64"]
+    refused(capsys, ["train", *flags, "--hook", HOOKS[1]], f"--hook is {HOOKS[1]}, but", f"of {HOOKS[0]}: give that")
+    assert main(["train", *flags, "--tokens", "2048"]) == 0
+    about, sae = jaxsae.describe(run), jaxsae.load(run)
+    assert (about["hook"], about["hook_out"], about["context"]) == (*HOOKS, 16)
+    assert (sae.d, sae.d_out, sae.W_skip.shape) == (32, 128, (32, 128))
+    # What it was trained on is what the model computes.
+    assert 0 < json.loads((run / "summary.json").read_text())["nmse"] < 0.9
+    text = ["--lm", str(tiny_lm), "--text", str(tiny_text), "--split", "held_out", "--tokens", "512"]
+    assert main(["eval", str(run), *text]) == 0
+    assert 0 < json.loads((run / "eval.json").read_text())["nmse"] < 0.9
+
+
 @pytest.mark.slow
 def test_a_harvest_that_is_killed_ends_with_the_same_bytes(tiny_lm, tiny_text, cache, tmp_path):
     flags = f"--lm {tiny_lm} --text {tiny_text} --context 16 --cache {cache} --tokens 9000 --shard-tokens 512"

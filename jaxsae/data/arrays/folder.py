@@ -1,6 +1,7 @@
 """The shards of a folder of activations, of which headers alone are read. b contexts, T positions, d width.
 
-A folder is given as DIR, or as DIR#KEY if its files hold several arrays. Its shards are all files that a reader knows,
+A folder is given as DIR, or as DIR#KEY if its files hold several arrays. Of a transcoder, another array of each file
+holds what should come out at the same rows; d_out is its width. A folder's shards are all files that a reader knows,
 in alphabetical order, those of sub-folders too. Token ids may lie beside the activations: as the array `tokens` in each
 file, or as tokens.npy for all files of its folder. They are [rows], or [b, T], which makes contexts of flat rows.
 """
@@ -38,10 +39,22 @@ class Shard:
     array: Any  # [rows, d] or [b, T, d]; nothing is read before it is sliced
     tokens: Tokens | None
     harvest: Harvest | None  # the harvest that it is of
+    tensor_out: str | None = None  # of a transcoder: the name of what should come out
+    array_out: Any = None  # [rows, d_out] or [b, T, d_out]
 
     @property
     def width(self) -> int:
         return self.array.shape[-1]
+
+    @property
+    def width_out(self) -> int | None:
+        """d_out, None if there is no array of what should come out."""
+        return None if self.tensor_out is None else self.array_out.shape[-1]
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """Its arrays of activations by their names in the file."""
+        return {self.tensor: self.array} | ({} if self.tensor_out is None else {self.tensor_out: self.array_out})
 
     @property
     def rows(self) -> int:
@@ -55,10 +68,14 @@ class Shard:
         return self.tokens.ids.shape[1] if self.tokens is not None and self.tokens.ids.ndim == 2 else None
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows number start to stop of all, float32 [stop - start, d]; of contexts, whole ones."""
+        """Rows number start to stop of all, float32 [stop - start, d]; of contexts, whole ones.
+
+        What should come out stands beside what goes in, [stop - start, d + d_out].
+        """
         if len(self.array.shape) == 3:
             start, stop = start // self.context, stop // self.context
-        return np.asarray(self.array[start:stop], np.float32).reshape(-1, self.width)
+        parts = [np.asarray(a[start:stop], np.float32).reshape(-1, a.shape[-1]) for a in self.arrays.values()]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
 
     def ids(self, start: int, stop: int) -> np.ndarray | None:
         """Token ids of these rows, [stop - start]; None if they are not known."""
@@ -67,8 +84,10 @@ class Shard:
         return self.tokens.ids.reshape(-1)[self.tokens.start + start : self.tokens.start + stop]
 
 
-def open_shards(where: str, without: str | None = None) -> list[Shard]:
+def open_shards(where: str, without: str | None = None, out: str | None = None) -> list[Shard]:
     """The shards of DIR, DIR#KEY or one file, without those inside the folder `without`.
+
+    `out` names the array in every file that holds what should come out of a transcoder.
 
     Raises BadInput if there are none, or if they do not fit each other.
     """
@@ -80,7 +99,7 @@ def open_shards(where: str, without: str | None = None) -> list[Shard]:
             harvests[path.parent] = _complete(path.parent)
         harvest = harvests[path.parent]
         if harvest is None or path.name in harvest.shards:
-            shards.append(_open(path, key, harvest))
+            shards.append(_open(path, key, harvest, out))
     if not shards:
         raise BadInput(
             f"{place} holds no activations: give a folder of .npy or .safetensors files [rows, d] or [b, T, d], or of "
@@ -101,11 +120,12 @@ def check_alike(shards: list[Shard]):
     """Raises BadInput if shards differ in width, or in whether they are contexts or rows, or in what they come from."""
     first = shards[0]
     for shard in shards:
-        if shard.width != first.width:
-            raise BadInput(
-                f"{shard.path} has activations of width {shard.width}, but {first.path} of width {first.width}: "
-                "all shards of a folder have one width"
-            )
+        for has, others in ((shard.width, first.width), (shard.width_out, first.width_out)):
+            if has != others:
+                raise BadInput(
+                    f"{shard.path} has activations of width {has}, but {first.path} of width {others}: "
+                    "all shards of a folder have one width"
+                )
         if (shard.context is None) != (first.context is None):
             kind = lambda shard: "rows" if shard.context is None else "contexts"
             raise BadInput(
@@ -118,12 +138,13 @@ def check_alike(shards: list[Shard]):
 
 
 def origin_of(shard: Shard) -> dict | None:
-    """The language model, hook point and context length that a harvested shard is of, as fields of a configuration."""
+    """The language model, hook points and context length that a harvested shard is of, as fields of a configuration."""
     harvest = shard.harvest
     if harvest is None:
         return None
     names = ("lm", "process_weights", "lm_precision", "lm_dtype", "context")
-    return {"hook": shard.tensor} | {name: getattr(harvest, name) for name in names}
+    hooks = {"hook": shard.tensor} | ({} if shard.tensor_out is None else {"hook_out": shard.tensor_out})
+    return hooks | {name: getattr(harvest, name) for name in names}
 
 
 def _paths(place: Path, without: Path | None) -> Iterator[Path]:
@@ -147,18 +168,39 @@ def _complete(folder: Path) -> Harvest | None:
     return harvest
 
 
-def _open(path: Path, key: str | None, harvest: Harvest | None) -> Shard:
+def _open(path: Path, key: str | None, harvest: Harvest | None, out: str | None) -> Shard:
     arrays = read(path)
-    name = _chosen(path, arrays, key)
+    array_out = None if out is None else _output(path, arrays, out)
+    name = _chosen(path, {other: a for other, a in arrays.items() if other != out or key == out}, key)
     array = arrays[name]
+    _check_array(path, array)
+    if name == out:
+        raise BadInput(f"--hook-out is {out}, which is what --activations {path}#{key} reads: name another array")
+    if out is not None and array_out.shape[:-1] != array.shape[:-1]:
+        raise BadInput(
+            f"{path} holds {name} {list(array.shape)} and {out} {list(array_out.shape)}: a transcoder reads and makes "
+            "activations of the same rows"
+        )
+    shard = Shard(path, name, array, None, harvest, out, array_out)
+    return _beside(shard, path, _ids(path, arrays[TOKENS], shard.rows)) if TOKENS in arrays else shard
+
+
+def _output(path: Path, arrays: Mapping[str, Any], name: str):
+    """The array that holds what should come out of a transcoder."""
+    if name not in arrays or not name:
+        held = ", ".join(filter(None, arrays)) or "one array without a name"
+        raise BadInput(f"--hook-out is {name}, which {path} does not hold: it holds {held}")
+    _check_array(path, arrays[name])
+    return arrays[name]
+
+
+def _check_array(path: Path, array):
     numbers = array.dtype.kind in "iu" or _floating(array)
     if len(array.shape) not in (2, 3) or 0 in array.shape[1:] or not numbers:
         raise BadInput(
             f"{path} has shape {list(array.shape)} and type {array.dtype}: activations are real numbers [rows, d] or "
             "[b, T, d]"
         )
-    shard = Shard(path, name, array, None, harvest)
-    return _beside(shard, path, _ids(path, arrays[TOKENS], shard.rows)) if TOKENS in arrays else shard
 
 
 def _chosen(path: Path, arrays: Mapping[str, Any], key: str | None) -> str:
