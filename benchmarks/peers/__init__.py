@@ -1,1 +1,1 @@
-"""The workers of compare_peers.py: one long-lived process per library, in an environment of its own."""
+"""The workers of compare_peers.py, lm.py and quality.py: a process per library, in an environment of its own."""

@@ -1,10 +1,11 @@
-"""How compare_peers.py talks to its workers: a line of JSON to a worker's stdin, a line of JSON back.
+"""How compare_peers.py and quality.py talk to workers: a line of JSON to a worker's stdin, a line of JSON back.
 
 Only the standard library is used: workers run in environments where there is nothing of jaxsae's.
 
     {"build": settings}  ->  {"device": ..., "versions": {...}}
     {"steps": count}     ->  {"ms": [...], "cpu_ms": [...], "losses": [...], "peak_rss_mb": ..., "device_peak_mb": ...}
-                             or {"error": message} from either, after which the worker ends
+    {"train": settings}  ->  what the module's train(settings) returns, and {"versions": {...}}
+                             or {"error": message} from any, after which the worker ends
 """
 
 import importlib
@@ -59,6 +60,9 @@ class Worker:
     def steps(self, count: int) -> dict:
         return self._ask({"steps": count})
 
+    def train(self, settings: dict) -> dict:
+        return self._ask({"train": settings})
+
     def close(self):
         """End the process and wait for that, so that its memory is free for the next."""
         self._process.kill()
@@ -89,7 +93,9 @@ class Worker:
 
 
 def serve(module: str):
-    """The worker's end: answer until stdin ends, by `build` of a module; its PACKAGES names the library first."""
+    """The worker's end: answer until stdin ends, by `build` or `train` of a module; its PACKAGES names the library
+    first.
+    """
     # Libraries print to stdout, some when imported: from here on that goes to stderr, and only answers to the parent.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -100,8 +106,10 @@ def serve(module: str):
             if "build" in request:
                 worker = importlib.import_module(module)
                 built = worker.build(request["build"])
-                versions = {name: metadata.version(name) for name in worker.PACKAGES}
-                answer = {"device": built.device, "versions": versions}
+                answer = {"device": built.device, "versions": _versions(worker)}
+            elif "train" in request:
+                worker = importlib.import_module(module)
+                answer = worker.train(request["train"]) | {"versions": _versions(worker)}
             else:
                 answer = _timed(built, request["steps"])
         except Exception as error:
@@ -110,6 +118,10 @@ def serve(module: str):
         answers.write(json.dumps(answer) + "\n")
         if "error" in answer:
             sys.exit(1)
+
+
+def _versions(worker) -> dict[str, str]:
+    return {name: metadata.version(name) for name in worker.PACKAGES}
 
 
 def _timed(built: Built, count: int) -> dict:
