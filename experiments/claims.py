@@ -6,6 +6,7 @@ With --write it takes the place of what stands in that file between <!-- claims 
 
 A claim holds if the whole 95 % interval over seeds (Student's t) is on the claimed side. "Direction only": it is, but
 the mean does not reach the paper's number. "Open": the interval is on both sides. "Not judged": fewer than three seeds.
+Of a parameter of a law the interval is that of the fit, and the points that were fitted stand for seeds.
 """
 
 import argparse
@@ -29,6 +30,18 @@ JUDGED = (
     "explanations",
     "ablation_sparsity",
     "probe_loss",
+    "scaling_n",
+    "scaling_nk",
+    "scaling_compute",
+    "scaling_tokens",
+    "scaling_lr",
+    "scaling_batch",
+    "scaling_noise",
+    "scaling_subject",
+    "scaling_layers",
+    "scaling_synthetic",
+    "scaling_e2e",
+    "context",
 )
 LONGER = "training: the paper's runs read a thousand times as many tokens of a larger model"
 
@@ -211,14 +224,14 @@ def gathered(folder: Path) -> dict[str, list[dict]]:
         if not (path := folder / f"{name}.json").exists():
             continue
         facts = json.loads(path.read_text())
-        out[name] = as_rows(EARLIER[name](facts)) if name in EARLIER else facts["claims"]
+        out[name] = as_rows(EARLIER[name](facts)) if name in EARLIER else facts.get("claims", [])
     return out
 
 
 def table(found: dict[str, list[dict]]) -> str:
     """A Markdown table of all claims: a line each, under a line for each experiment."""
     lines = [
-        "| claim | source | the paper | what is measured here | mean (95 %) | verdict | seeds |",
+        "| claim | source | the paper | what is measured here | mean (95 %) | verdict | seeds or points |",
         "| --- | --- | --- | --- | ---: | --- | ---: |",
     ]
     for name, claims in found.items():

@@ -19,6 +19,7 @@ import tyro
 
 from experiments import scaling_grid as grid
 from experiments.grid import figure
+from experiments.verdicts import Claim, interval
 from jaxsae import evals
 from jaxsae.config import Config, with_fields
 from jaxsae.run.eval_config import EvalConfig
@@ -80,6 +81,36 @@ def draw(found: dict[int, dict[str, list[float]]], short: int, path: Path):
     picture.savefig(path, dpi=110)
 
 
+def claims(found: dict, short: int) -> list[Claim]:
+    early, late = compared(found, short).values()
+    at, one = "Gao et al. 2024, app. F.2", lambda value: interval([value])
+    trained = str(short)
+    (longer,) = {str(context) for context in found} - {trained}
+    ratio = lambda metric, part, a, b: one(part[metric][a] / part[metric][b])
+    later = one(late["nmse"][trained] / early["nmse"][trained])
+    return grid.claims_of(
+        (
+            "Later positions are harder to reconstruct",
+            at,
+            "harder",
+            f"NMSE from position {short} on, of that before; trained on {short}",
+            later,
+            {"above": 1},
+        ),
+        *(
+            (
+                f"Trained on contexts of {short}, later positions lose by it ({label})",
+                "asked here",
+                "none",
+                f"{label} from position {short} on, of that of training on {longer}",
+                ratio(metric, late, trained, longer),
+                {"above": 1},
+            )
+            for metric, label in MEASURED.items()
+        ),
+    )
+
+
 def main():
     settings = tyro.cli(Settings, description=__doc__)
     runs = runs_of(settings)
@@ -94,7 +125,7 @@ def main():
     facts = {**compared(found, short), "by position": {str(c): values for c, values in found.items()}}
     for title, values in compared(found, short).items():
         print(title, values)
-    grid.finish("context", settings, table, facts, lambda path: draw(found, short, path))
+    grid.finish("context", settings, table, facts, lambda path: draw(found, short, path), claims(found, short))
 
 
 if __name__ == "__main__":

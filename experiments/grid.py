@@ -31,13 +31,13 @@ STYLES = {
 LABELS = {"local": "local", "e2e": "e2e", "e2e_downstream": "e2e + downstream"}
 
 
-def train_all(configs: dict[str, Config], folder: Path, workers: int) -> dict[str, dict]:
+def train_all(configs: dict[str, Config], folder: Path, workers: int, share: str = "none") -> dict[str, dict]:
     """{name: summary} of every run, each in folder/NAME; what is finished there is not trained again.
 
     `workers` processes train at once, each on its share of the cores. Raises BadInput if a run there had another
     configuration, and RunsFailed at the end if one failed.
     """
-    return sweep.train_all(configs, folder, workers=workers)
+    return sweep.train_all(configs, folder, workers=workers, share=share)
 
 
 def in_processes(function: Callable, calls: dict[str, tuple], folder: Path, workers: int, title: str):

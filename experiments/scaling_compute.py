@@ -19,6 +19,7 @@ import tyro
 
 from experiments import scaling_grid as grid
 from experiments.grid import figure
+from experiments.verdicts import Claim
 from jaxsae.config import Config
 from jaxsae.errors import BadInput
 from jaxsae.run.fit import Fitted, fit
@@ -73,6 +74,25 @@ def draw(found: dict[str, Fitted | str], path: Path):
     picture.savefig(path, dpi=110)
 
 
+def claims(found: dict[str, Fitted | str]) -> list[Claim]:
+    at = "Gao et al. 2024, sec. 3.1.1"
+    of = lambda count, name: None if isinstance(found[count], str) else grid.interval_of(found[count].fit, name)
+    asked = []
+    for count, title in COUNTS.items():
+        asked += [
+            (
+                f"The least loss falls as a power of compute ({title})",
+                at,
+                "-0.084",
+                "exponent",
+                of(count, "b"),
+                {"below": 0},
+            ),
+            (f"above an irreducible part ({title})", at, "0.09", "floor of NMSE", of(count, "e"), {"above": 0}),
+        ]
+    return grid.claims_of(*asked)
+
+
 def main():
     settings = tyro.cli(Settings, description=__doc__)
     runs = grid.grid(settings) | more(settings)
@@ -80,7 +100,14 @@ def main():
     found = frontiers(runs, settings.runs, settings.ks)
     value = lambda f: grid.entry(f if isinstance(f, str) else f.fit)
     facts = {f"k {k}": {count: value(f) for count, f in both.items()} for k, both in found.items()}
-    grid.finish("scaling_compute", settings, rows, facts, lambda path: draw(found[settings.at], path))
+    grid.finish(
+        "scaling_compute",
+        settings,
+        rows,
+        facts,
+        lambda path: draw(found[settings.at], path),
+        claims(found[settings.at]),
+    )
 
 
 if __name__ == "__main__":

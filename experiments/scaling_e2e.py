@@ -5,7 +5,7 @@ of the language model's predictions is fitted against n at fixed k for all three
 
     python -m experiments.scaling_e2e
 
-Cost: about 25 minutes on 2 cores: 5 sizes of TopK autoencoders, 3 objectives, half a million tokens each. After a kill,
+Cost: about 25 minutes on 2 cores: 4 sizes of TopK autoencoders, 3 objectives, 300,000 tokens each. After a kill,
 the same command resumes. The learning rate falls to 0, from a rate that goes as 1 / sqrt(n) for all objectives; AuxK is
 on in local training only, as by default. Writes OUT/scaling_e2e.json, .csv and .png.
 """
@@ -18,6 +18,7 @@ import tyro
 from experiments import e2e_topk
 from experiments import scaling_grid as grid
 from experiments.grid import LABELS
+from experiments.verdicts import Claim
 from jaxsae.config import Config, with_fields
 from jaxsae.sweep import product
 
@@ -28,9 +29,9 @@ METRICS = {"kl": "KL (nats)", "nmse": "NMSE", "delta_ce": "CE increase (nats)"}
 @dataclass(frozen=True)
 class Settings(grid.Settings):
     runs: Path = Path("runs/scaling_e2e")
-    sizes: tuple[int, ...] = (384, 768, 1536, 3072, 6144)
+    sizes: tuple[int, ...] = (384, 768, 1536, 3072)
     k: int = 16
-    tokens: int = 500_000
+    tokens: int = 300_000
     hook: str = "blocks.3.hook_resid_post"
     rate: float = 1e-2
     """Learning rate at 1536 latents, the better one of two in e2e_topk."""
@@ -57,6 +58,18 @@ def laws(rows: list[dict]) -> dict:
     return {metric: {objective: of(metric, objective) for objective in OBJECTIVES} for metric in METRICS}
 
 
+def claims(found: dict) -> list[Claim]:
+    slope = {objective: grid.interval_of(found["kl"][objective]["power"], "b") for objective in OBJECTIVES}
+    measure = "exponent of KL in n, minus local's"
+    return grid.claims_of(
+        *(
+            (f"More latents help {LABELS[o]} more than local", "asked here", "none", measure, more, {"below": 0})
+            for o in OBJECTIVES[1:]
+            for more in [grid.difference(slope[o], slope["local"])]
+        )
+    )
+
+
 def main():
     settings = tyro.cli(Settings, description=__doc__)
     rows = grid.train(settings, runs_of(settings))
@@ -66,7 +79,9 @@ def main():
         for metric, by_objective in found.items()
     }
     lines = {LABELS[objective]: both["power"] for objective, both in found["kl"].items()}
-    grid.finish("scaling_e2e", settings, rows, facts, lambda path: grid.draw_fits(lines, path, METRICS["kl"]))
+    grid.finish(
+        "scaling_e2e", settings, rows, facts, lambda path: grid.draw_fits(lines, path, METRICS["kl"]), claims(found)
+    )
 
 
 if __name__ == "__main__":

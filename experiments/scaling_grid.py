@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.grid import RESULTS, figure, keep, plain, train_all
+from experiments.verdicts import Claim, as_rows, said
 from jaxsae.config import Config, with_fields
 from jaxsae.errors import BadInput
 from jaxsae.presets import preset as published
@@ -27,6 +28,8 @@ from jaxsae.sweep import product
 PRESETS = ("embedded", "gpt2-small")
 # Share of dead latents above which a run is named in the results: it is no evidence for what its size can do.
 MOST_DEAD = 0.05
+# Steps between checkpoints: runs that are trained together for an hour should not lose it by a kill.
+CHECKPOINT_EVERY = 250
 # What a table of runs has of each: what may vary, and what was measured.
 COLUMNS = ("n", "k", "lr", "batch_size", "seed", "objective", "hook", "lm")
 METRICS = ("tokens", "nmse", "raw_nmse", "l0", "dead_fraction", "delta_ce", "kl", "flops", "flops_dense")
@@ -40,19 +43,21 @@ class Settings:
     """Folder for the results."""
     sizes: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192)
     ks: tuple[int, ...] = (4, 8, 16, 32)
-    tokens: int = 3_600_000
-    """Of each run: the text is read once."""
+    tokens: int = 2_000_000
+    """Of each run: the text is read once, not whole."""
     lr: tuple[float, float] | None = None
     """a and b of the learning rate a n^b, as scaling_lr finds it; default: the library's own rule."""
     eval_tokens: int = 65_536
-    workers: int = 2
-    """Runs at once, each on its share of the cores."""
+    share: str = "pass"
+    """Which runs are trained together, as `jaxsae sweep --share`: pass, all that read the same batches."""
+    workers: int = 1
+    """Runs, or groups of runs, at once, each on its share of the cores."""
 
 
 def base(settings: Settings) -> Config:
     """A TopK autoencoder of the embedded model, trained at a constant rate."""
     fields = {"tokens": settings.tokens, "schedule": "constant", "eval_tokens": settings.eval_tokens}
-    return with_fields(Config(), checkpoint_every=10**6, **fields)
+    return with_fields(Config(), checkpoint_every=CHECKPOINT_EVERY, **fields)
 
 
 def with_rates(configs: Mapping[str, Config], lr: tuple[float, float] | None) -> dict[str, Config]:
@@ -77,7 +82,7 @@ def grid(settings: Settings, preset: str = "embedded") -> dict[str, Config]:
 
 def train(settings: Settings, configs: Mapping[str, Config], folder: Path | None = None) -> list[dict]:
     """Rows of trained runs, of which only those are trained that are not there."""
-    summaries = train_all(dict(configs), folder or settings.runs, settings.workers)
+    summaries = train_all(dict(configs), folder or settings.runs, settings.workers, settings.share)
     return [row_of(name, config, summaries[name]) for name, config in configs.items()]
 
 
@@ -87,7 +92,7 @@ def row_of(name: str, config: Config, summary: dict) -> dict:
     facts = {
         "n": config.sae.n,
         "k": config.sae.k,
-        "lr": training.learning_rate(config.sae.n),
+        "lr": training.learning_rate(config.sae),
         "batch_size": training.batch.batch_size,
         "seed": training.batch.seed,
         "objective": training.objective,
@@ -120,9 +125,42 @@ def select(rows: Sequence[dict], **values) -> list[dict]:
     return [row for row in rows if all(row[name] == value for name, value in values.items())]
 
 
-def finish(name: str, settings, rows: Sequence[dict], facts: dict, draw: Callable[[Path], None]):
-    """Write NAME.json with settings, fits and runs, NAME.csv for `jaxsae fit`, and NAME.png; print the fits."""
+def interval_of(fit: fits.Fit | str, name: str) -> dict | None:
+    """A parameter of a fit as what a claim is judged by: value and 95 % interval; None if the data do not bound it.
+
+    What stands for seeds is the number of points that were fitted.
+    """
+    if isinstance(fit, str) or not np.isfinite(fit.intervals[name]).all():
+        return None
+    low, high = map(float, fit.intervals[name])
+    return {"mean": float(fit.params[name]), "low": low, "high": high, "seeds": len(fit.y)}
+
+
+def difference(a: dict | None, b: dict | None) -> dict | None:
+    """a - b of two intervals that do not depend on each other."""
+    if a is None or b is None:
+        return None
+    mean = a["mean"] - b["mean"]
+    side = lambda x, y: float(np.hypot(x["mean"] - x["low"], y["high"] - y["mean"]))
+    return {"mean": mean, "low": mean - side(a, b), "high": mean + side(b, a), "seeds": min(a["seeds"], b["seeds"])}
+
+
+def claims_of(*asked: tuple) -> list[Claim]:
+    """Claims whose `ours` is known, of (claim, source, theirs, measure, ours, bounds)."""
+    return [Claim(*text, ours, **bounds) for *text, ours, bounds in asked if ours is not None]
+
+
+def finish(
+    name: str,
+    settings,
+    rows: Sequence[dict],
+    facts: dict,
+    draw: Callable[[Path], None],
+    claims: Sequence[Claim] = (),
+):
+    """Write NAME.json with settings, fits, claims and runs, NAME.csv for `jaxsae fit`, and NAME.png; print the fits."""
     dead = {row["name"]: round(row["dead_fraction"], 4) for row in rows if (row.get("dead_fraction") or 0) > MOST_DEAD}
+    facts = {**facts, "claims": as_rows(claims)}
     document = {"settings": plain(settings), **facts, f"more than {MOST_DEAD:.0%} dead": dead, "runs": list(rows)}
     path = keep(name, document, settings.out)
     with path.with_suffix(".csv").open("w", newline="") as file:
@@ -131,6 +169,8 @@ def finish(name: str, settings, rows: Sequence[dict], facts: dict, draw: Callabl
         writer.writerows(rows)
     draw(path.with_suffix(".png"))
     print("\n".join(described(facts)))
+    for claim in claims:
+        print(f"{claim.claim}: {claim.measure} {said(claim.ours)}: {claim.verdict}")
     if dead:
         print(f"more than {MOST_DEAD:.0%} of the latents are dead in {', '.join(dead)}")
     print(f"{path}, {path.with_suffix('.csv').name} and {path.with_suffix('.png').name}")

@@ -5,8 +5,9 @@ the last layer; what attention and MLP add is hardest to reconstruct in the midd
 
     python -m experiments.scaling_layers
 
-Cost: about 35 minutes on 2 cores: 6 layers, 4 places, 4 sizes, half a million tokens each. After a kill, the same
-command resumes. Every place has a power law of its own in n. Writes OUT/scaling_layers.json, .csv and .png.
+Cost: about 35 minutes on 2 cores: 6 layers, 4 places, 4 sizes, 400,000 tokens each, all from one pass of the language
+model. After a kill, the same command resumes. Every place has a power law of its own in n. Writes
+OUT/scaling_layers.json, .csv and .png.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import tyro
 
 from experiments import scaling_grid as grid
 from experiments.grid import figure
+from experiments.verdicts import Claim, interval_of_ratio
 from jaxsae.config import Config
 from jaxsae.sweep import product
 
@@ -33,7 +35,7 @@ class Settings(grid.Settings):
     layers: int = 6
     sizes: tuple[int, ...] = (256, 512, 1024, 2048)
     k: int = 16
-    tokens: int = 500_000
+    tokens: int = 400_000
     eval_tokens: int = 32_768
 
 
@@ -81,6 +83,46 @@ def draw(settings: Settings, rows: list[dict], found: dict, path: Path):
     picture.savefig(path, dpi=110)
 
 
+def claims(settings: Settings, rows: list[dict]) -> list[Claim]:
+    """Ratios of the NMSE at two layers, over the sizes, which stand for seeds."""
+    nmse = lambda place, layer: {row["n"]: row["nmse"] for row in grid.select(rows, hook=f"blocks.{layer}.{place}")}
+    ratio = lambda a, b: interval_of_ratio([a[n] / b[n] for n in settings.sizes])
+    last, at = settings.layers - 1, "Gao et al. 2024, app. F.1"
+    stream = [nmse("hook_resid_post", layer) for layer in range(settings.layers)]
+    asked = [
+        (
+            "The stream is harder to reconstruct with depth",
+            at,
+            "rises",
+            f"NMSE at layer {last - 1}, of layer 0's",
+            ratio(stream[last - 1], stream[0]),
+            {"above": 1},
+        ),
+        (
+            "and easier at the last layer",
+            at,
+            "drops",
+            f"NMSE at layer {last}, of layer {last - 1}'s",
+            ratio(stream[last], stream[last - 1]),
+            {"below": 1},
+        ),
+    ]
+    for place, what in (("hook_attn_out", "attention"), ("hook_mlp_out", "the MLP")):
+        ends = [nmse(place, layer) for layer in (0, last)]
+        harder = {n: max(end[n] for end in ends) for n in settings.sizes}
+        asked.append(
+            (
+                f"What {what} adds is hardest in the middle",
+                at,
+                "middle",
+                f"NMSE at layer {last // 2}, of the harder one of layers 0 and {last}",
+                ratio(nmse(place, last // 2), harder),
+                {"above": 1},
+            )
+        )
+    return grid.claims_of(*asked)
+
+
 def main():
     settings = tyro.cli(Settings, description=__doc__)
     rows = grid.train(settings, runs_of(settings))
@@ -88,7 +130,9 @@ def main():
         hook: grid.try_fit("power", grid.select(rows, hook=hook)) for hook in dict.fromkeys(r["hook"] for r in rows)
     }
     facts = {hook: grid.entry(fit) for hook, fit in found.items()}
-    grid.finish("scaling_layers", settings, rows, facts, lambda path: draw(settings, rows, found, path))
+    grid.finish(
+        "scaling_layers", settings, rows, facts, lambda path: draw(settings, rows, found, path), claims(settings, rows)
+    )
 
 
 if __name__ == "__main__":

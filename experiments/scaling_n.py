@@ -15,7 +15,11 @@ from dataclasses import dataclass
 import tyro
 
 from experiments import scaling_grid as grid
+from experiments.verdicts import Claim
 from jaxsae.config import Config
+
+SOURCE = "Gao et al. 2024, app. G"
+FALLS = {"below": 0, "size": -0.26, "needs": "a language model whose activations are less regular"}
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,25 @@ def laws(settings: Settings, rows: list[dict]) -> dict:
     }
 
 
+def claims(found: dict) -> list[Claim]:
+    """Of each k that was fitted."""
+    asked = []
+    for title, both in found.items():
+        floor, slope = grid.interval_of(both["power_irreducible"], "e"), grid.interval_of(both["power"], "b")
+        asked += [
+            (f"The loss has an irreducible part ({title})", SOURCE, "yes", "floor of NMSE", floor, {"above": 0}),
+            (f"The loss falls as a power of n ({title})", SOURCE, "n^-0.26", "exponent without a floor", slope, FALLS),
+        ]
+    return grid.claims_of(*asked)
+
+
 def main():
     settings = tyro.cli(Settings, description=__doc__)
     rows = [row for row in grid.train(settings, grid.grid(settings)) if row["k"] in settings.at]
     found = laws(settings, rows)
     facts = {title: {law: grid.entry(fit) for law, fit in both.items()} for title, both in found.items()}
     lines = {title: both["power_irreducible"] for title, both in found.items()}
-    grid.finish("scaling_n", settings, rows, facts, lambda path: grid.draw_fits(lines, path))
+    grid.finish("scaling_n", settings, rows, facts, lambda path: grid.draw_fits(lines, path), claims(found))
 
 
 if __name__ == "__main__":

@@ -14,12 +14,28 @@ import tyro
 
 from experiments import scaling_grid as grid
 from experiments.scaling_grid import Settings
+from experiments.verdicts import Claim
 from jaxsae.config import Config
-from jaxsae.scaling.fits import figure
+from jaxsae.scaling.fits import Fit, figure
 
 
 def configs(preset: str = "embedded") -> dict[str, Config]:
     return grid.grid(Settings(), preset)
+
+
+def claims(joint: Fit) -> list[Claim]:
+    at = "Gao et al. 2024, sec. 3.1.3"
+    return grid.claims_of(
+        (
+            "A larger k makes the law in n steeper",
+            at,
+            "-0.042",
+            "gamma",
+            grid.interval_of(joint, "gamma"),
+            {"below": 0},
+        ),
+        ("and its irreducible part smaller", at, "-0.085", "eta", grid.interval_of(joint, "eta"), {"below": 0}),
+    )
 
 
 def main():
@@ -29,7 +45,7 @@ def main():
     # Where k comes close to the width the law bends: how far do the sparser runs alone agree?
     sparser = grid.try_fit("joint", [row for row in rows if row["k"] < max(settings.ks)], ("n", "k"))
     facts = {"all": grid.entry(joint), f"k below {max(settings.ks)}": grid.entry(sparser)}
-    grid.finish("scaling_nk", settings, rows, facts, lambda path: figure.draw(joint, path, "NMSE"))
+    grid.finish("scaling_nk", settings, rows, facts, lambda path: figure.draw(joint, path, "NMSE"), claims(joint))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 import tyro
 
 from experiments import scaling_grid as grid
+from experiments.verdicts import Claim
 from jaxsae.config import Config, with_fields
 
 
@@ -39,6 +40,29 @@ def configs(preset: str = "embedded") -> dict[str, Config]:
     return on_noise(Settings(), preset)
 
 
+def claims(found: dict) -> list[Claim]:
+    noise, real = (grid.interval_of(found[what]["power"], "b") for what in ("noise", "activations"))
+    more, at = grid.difference(noise, real), "Gao et al. 2024, app. G"
+    return grid.claims_of(
+        (
+            "On noise the loss hardly falls with n",
+            at,
+            "-0.04",
+            "exponent; hardly is above -0.1",
+            noise,
+            {"above": -0.1},
+        ),
+        (
+            "far less than on activations",
+            at,
+            "-0.04 against -0.26",
+            "exponent, minus that of activations",
+            more,
+            {"above": 0},
+        ),
+    )
+
+
 def main():
     settings = tyro.cli(Settings, description=__doc__)
     rows = {
@@ -52,7 +76,7 @@ def main():
     table = [row | {"name": f"{what}/{row['name']}"} for what, own in rows.items() for row in own]
     # The paper's two exponents are those of the law without a floor.
     lines = {what: both["power"] for what, both in found.items()}
-    grid.finish("scaling_noise", settings, table, facts, lambda path: grid.draw_fits(lines, path))
+    grid.finish("scaling_noise", settings, table, facts, lambda path: grid.draw_fits(lines, path), claims(found))
 
 
 if __name__ == "__main__":

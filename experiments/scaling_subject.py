@@ -17,6 +17,7 @@ import tyro
 
 from experiments import pretrain_embedded_lm
 from experiments import scaling_grid as grid
+from experiments.verdicts import Claim
 from jaxsae.config import Config, with_fields
 from jaxsae.errors import BadInput
 from jaxsae.sweep import product
@@ -62,6 +63,15 @@ def configs() -> dict[str, Config]:
     return runs_of(Settings())
 
 
+def claims(settings: Settings, found: dict) -> list[Claim]:
+    small, large = (found[f"width {w}"]["power"] for w in (min(settings.widths), max(settings.widths)))
+    slope = grid.difference(grid.interval_of(large, "b"), grid.interval_of(small, "b"))
+    at, measure = "Gao et al. 2024, sec. 3.1.4", "exponent without a floor, largest model minus smallest"
+    return grid.claims_of(
+        ("For larger language models the exponent is worse", at, "worse", measure, slope, {"above": 0})
+    )
+
+
 def main():
     settings = tyro.cli(Settings, description=__doc__)
     train_models(settings)
@@ -72,7 +82,9 @@ def main():
     }
     facts = {title: {law: grid.entry(fit) for law, fit in both.items()} for title, both in found.items()}
     lines = {title: both["power_irreducible"] for title, both in found.items()}
-    grid.finish("scaling_subject", settings, rows, facts, lambda path: grid.draw_fits(lines, path))
+    grid.finish(
+        "scaling_subject", settings, rows, facts, lambda path: grid.draw_fits(lines, path), claims(settings, found)
+    )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import tyro
 import jaxsae
 from experiments import scaling_grid as grid
 from experiments.grid import figure, log_scale
+from experiments.verdicts import Claim
 from jaxsae.config import Config, with_fields
 from jaxsae.data import synthetic
 from jaxsae.sweep import product
@@ -96,6 +97,33 @@ def draw(rows: list[dict], found: dict, path: Path):
     picture.savefig(path, dpi=110)
 
 
+def claims(found: dict) -> list[Claim]:
+    of = lambda world, column: grid.interval_of(found[world][column], "b")
+    more = lambda column: grid.difference(of("manifolds", column), of("points", column))
+    at = "Michaud et al. 2025"
+    linear = {"above": 0, "size": 1.0}
+    return grid.claims_of(
+        ("Features that are points are found in proportion to n", at, "n^1", "exponent", of("points", "found"), linear),
+        ("manifolds more slowly", at, "less", "exponent, minus that of points", more("found"), {"below": 0}),
+        (
+            "because latents go to the most frequent ones",
+            at,
+            "more",
+            "exponent of the latents of one feature, minus that of points",
+            more("most"),
+            {"above": 0},
+        ),
+        (
+            "The loss of manifolds falls more slowly",
+            at,
+            "less",
+            "exponent of NMSE, minus that of points",
+            more("nmse"),
+            {"above": 0},
+        ),
+    )
+
+
 def main():
     settings = tyro.cli(Settings, description=__doc__)
     rows = measured(settings, grid.train(settings, runs_of(settings)))
@@ -104,7 +132,7 @@ def main():
     )
     found = {world: {column: law(world, column) for column in ("nmse", "found", "most")} for world in WORLDS}
     facts = {world: {column: grid.entry(fit) for column, fit in laws.items()} for world, laws in found.items()}
-    grid.finish("scaling_synthetic", settings, rows, facts, lambda path: draw(rows, found, path))
+    grid.finish("scaling_synthetic", settings, rows, facts, lambda path: draw(rows, found, path), claims(found))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 
 from experiments import scaling_grid as grid
+from experiments.verdicts import Claim
 from jaxsae.config import Config
 from jaxsae.errors import BadInput
 from jaxsae.scaling import fits
@@ -74,13 +75,23 @@ def laws(settings: Settings, rows: list[dict]) -> tuple[list[dict], dict, dict]:
     return kept, {k: grid.try_fit("power", grid.select(usable, k=k), y="converged") for k in settings.ks}, left_out
 
 
+def claims(found: dict) -> list[Claim]:
+    at, bounds = "Gao et al. 2024, sec. 3.1.2", {"above": 0, "size": 0.6}
+    return grid.claims_of(
+        *(
+            (f"Tokens to convergence grow with n (k {k})", at, "n^0.6", "exponent", grid.interval_of(fit, "b"), bounds)
+            for k, fit in found.items()
+        )
+    )
+
+
 def main():
     settings = tyro.cli(Settings, description=__doc__)
     rows, found, left_out = laws(settings, grid.train(settings, grid.grid(settings)))
     facts = {f"k {k}": grid.entry(fit) for k, fit in found.items()} | {"left out": left_out}
     lines = {f"k {k}": fit for k, fit in found.items()}
     draw = lambda path: grid.draw_fits(lines, path, "tokens to convergence")
-    grid.finish("scaling_tokens", settings, rows, facts, draw)
+    grid.finish("scaling_tokens", settings, rows, facts, draw, claims(found))
 
 
 if __name__ == "__main__":

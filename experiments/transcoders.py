@@ -41,6 +41,9 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2)
     tokens: int = 65_536
     batch_size: int = 512
+    lr: float = 6e-4 * 2**2.5
+    """Of all kinds. At 0.012 all losses but one are a tenth smaller, but 15 to 39 % of the
+    transcoders' latents die in these 128 steps."""
     eval_tokens: int = 4096
     workers: int = 2
 
@@ -58,6 +61,7 @@ def config(settings: Settings, kind: str, k: int, seed: int) -> Config:
         seed=seed,
         tokens=settings.tokens,
         batch_size=settings.batch_size,
+        lr=settings.lr,
         eval_tokens=settings.eval_tokens,
         mesh=(1, 1),
         checkpoint_every=10**6,

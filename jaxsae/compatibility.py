@@ -80,6 +80,19 @@ def config_from_1(old: dict) -> dict:
     return new
 
 
+def config_from_2(old: dict) -> dict:
+    """A configuration of format 2 as format 3: a default learning rate is written out, because the rule is another."""
+    # What is no object is refused where it is read.
+    group = lambda inside, name: inside.get(name) if isinstance(inside.get(name), dict) else {}
+    training, n = group(old, "training"), group(old, "sae").get("n")
+    optimizer, tokens = group(training, "optimizer"), group(training, "batch").get("tokens")
+    numbers = all(isinstance(value, int) and value > 0 for value in (n, tokens))
+    if optimizer.get("lr") is not None or not numbers:
+        return old
+    lr = 2e-4 / (n / 2**14) ** 0.5 * min(3.0, max(1.0, (10_000_000 / tokens) ** 0.5))
+    return {**old, "training": {**training, "optimizer": {**optimizer, "lr": lr}}}
+
+
 def sae_from_1(old: dict) -> dict:
     """The settings of an autoencoder, of format 1."""
     old = dict(old)

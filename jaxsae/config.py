@@ -21,7 +21,7 @@ from jaxsae.training.config import TrainingConfig, check_micro_batches
 from jaxsae.training.logs import LogConfig
 
 # The version of config.json, and of the configuration in an exported autoencoder.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _set_by_tokens(config: Config, saved: Config) -> dict[str, Any]:
     training, end = config.training, saved.training.steps
     schedule = training.optimizer.schedule
     return {
-        "lr": training.learning_rate(config.sae.n),
+        "lr": training.learning_rate(config.sae),
         "ema": training.ema_decay(),
         "dead_after": training.dead_window(),
         "schedule": schedule if schedule == "constant" else f"{schedule} to step {training.steps}",
@@ -265,6 +265,8 @@ def from_dict(document: dict, source: str) -> Config:
         )
     if version == 1:
         document = compatibility.config_from_1(document)
+    elif version == 2:
+        document = compatibility.config_from_2(document)
     return _build(Config, document, "", source)
 
 

@@ -38,7 +38,7 @@ def about(config: Config, facts: dict, mse_scale: float, summary: dict) -> dict:
         "steps": summary["step"],
         "tokens": summary["tokens"],
         "batch_size": training.batch.batch_size,
-        "lr": training.learning_rate(config.sae.n),
+        "lr": training.learning_rate(config.sae),
         "ema": training.ema_decay(),
         "seed": training.batch.seed,
         "mse_scale": mse_scale,

@@ -9,7 +9,7 @@ from jaxsae.flags import FLAT
 from jaxsae.sae import activation_functions
 from jaxsae.sae.auxk import default_k_aux
 from jaxsae.sae.config import SAEConfig
-from jaxsae.training import objectives
+from jaxsae.training import learning_rate, objectives
 from jaxsae.training.objectives import ObjectiveConfigs, ObjectiveType
 
 
@@ -58,9 +58,10 @@ class BatchConfig:
 class OptimizerConfig:
     """Adam, its learning rate, and the average of the weights."""
 
-    lr: float | None = None
-    """Learning rate; default: 2e-4 / sqrt(n / 2^14), and up to three times as much in runs of less than 10 million
-    tokens."""
+    lr: float | Literal["paper"] | None = None
+    """Learning rate; default: the best one for so many steps by sweeps, 0.4 (k / n)^(1/4) / sqrt(steps), from that of
+    `paper` up to 0.01, and less for jumprelu and prolu_ste. paper: 2e-4 / sqrt(n / 2^14), for training to convergence
+    (Gao et al. 2024)."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Decay of the learning rate after the warm-up, to --lr-end times its peak at the end of the run."""
     warmup: int = 0
@@ -83,8 +84,8 @@ class OptimizerConfig:
             raise BadInput(f"--grad-clip is {self.grad_clip}: give a positive norm")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise BadInput(f"--ema is {self.ema}: allowed is 0 (off) up to, not including, 1")
-        if self.lr is not None and not 0 < self.lr < math.inf:
-            raise BadInput(f"--lr is {self.lr}: give a positive learning rate")
+        if self.lr not in (None, "paper") and not (isinstance(self.lr, (int, float)) and 0 < self.lr < math.inf):
+            raise BadInput(f"--lr is {self.lr}: give a positive learning rate, or paper")
         if not 0 < self.adam_eps < 1:
             raise BadInput(f"--adam-eps is {self.adam_eps}: give a small positive number")
 
@@ -152,14 +153,14 @@ class TrainingConfig:
     def steps(self) -> int:
         return -(-self.batch.tokens // self.batch.batch_size)
 
-    def learning_rate(self, n: int) -> float:
-        """The rule read off fig. 3 of Gao et al. 2024: 2e-4 / sqrt(n / 2^14), for training to convergence.
-
-        With a fixed budget the best rate is about four times as large (sec. 3.1): a short run gets up to three times.
-        """
-        if self.optimizer.lr is not None:
-            return self.optimizer.lr
-        return 2e-4 / (n / 2**14) ** 0.5 * min(3.0, max(1.0, (10_000_000 / self.batch.tokens) ** 0.5))
+    def learning_rate(self, sae: SAEConfig) -> float:
+        """--lr, or what it stands for with such an autoencoder."""
+        lr, family = self.optimizer.lr, activation_functions.get(sae.activation)
+        if lr is None:
+            # Of a family with a penalty only a target says how many latents are active.
+            active = (sae.sparsity.target_l0 or SAEConfig().k) if family.penalties else sae.k
+            return family.rate * learning_rate.for_steps(sae.n, active, self.steps)
+        return learning_rate.paper(sae.n) if lr == "paper" else lr
 
     def auxk_weight(self, activation: str) -> float:
         """1/32 (app. A.2) for families whose number of active latents k says exactly; others have a penalty."""

@@ -43,7 +43,7 @@ class TrainState:
 def hyper(sae: SAEConfig, training: TrainingConfig) -> Hyper:
     """The numbers of a configuration that a step takes as arguments."""
     return Hyper(
-        training.learning_rate(sae.n),
+        training.learning_rate(sae),
         training.auxk_weight(sae.activation),
         training.sparsity_weight(sae),
         training.dead_window(),

@@ -15,7 +15,7 @@ import pytest
 
 import jaxsae
 from jaxsae.cli import main, parse
-from jaxsae.config import differences, from_dict, from_json
+from jaxsae.config import Config, differences, from_dict, from_json, to_dict, with_fields
 from jaxsae.errors import BadInput
 
 HERE = Path(__file__).parent
@@ -60,7 +60,10 @@ def test_configurations_of_format_1():
     config = from_json(HERE / "run_0_1" / "config.json")
     assert config.training.optimizer.lr == 1e-3
     implied = from_dict({**old, "training": {**old["training"], "lr": None}}, "here")
-    assert implied.training.learning_rate(16) == pytest.approx(2e-4 / (16 / 2**14) ** 0.5)
+    assert implied.training.learning_rate(implied.sae) == pytest.approx(2e-4 / (16 / 2**14) ** 0.5)
+    # Format 2 had another rule too, by the tokens.
+    second = to_dict(with_fields(Config(), tokens=2_500_000)) | {"format": 2}
+    assert from_dict(second, "here").training.optimizer.lr == pytest.approx(2e-4 * 2 * 2)
     assert config.training.batch.tokens == 2048 and config.sae.k == 2 and config.data.buffer_batches == 16
     old["sae"] |= {"activation": "relu", "penalty": "lp", "p": 0.5, "bandwidth": 0.1, "select": "bfloat16"}
     old["training"] |= {"objective": "e2e_downstream", "kl_coef": 0.7, "downstream_coef": 3.0, "kl_chunk": 64}

@@ -4,11 +4,23 @@ import importlib
 import inspect
 import json
 import re
+from dataclasses import asdict, fields
 
 import numpy as np
 import pytest
 
-from experiments import context, scaling_batch, scaling_grid, scaling_lr, scaling_nk, scaling_synthetic, scaling_tokens
+from experiments import (
+    context,
+    default_rate,
+    scaling_batch,
+    scaling_grid,
+    scaling_layers,
+    scaling_n,
+    scaling_nk,
+    scaling_synthetic,
+    scaling_tokens,
+)
+from experiments.default_rate import Point
 from jaxsae.config import Config, from_dict, to_dict
 from jaxsae.data.config import is_synthetic
 from jaxsae.errors import BadInput
@@ -93,11 +105,32 @@ def test_the_best_rate_is_the_bottom_of_a_parabola():
     rates = 1e-3 * 2.0 ** np.arange(-3, 4)
     best = 1.3e-3
     losses = np.exp(0.2 * np.log(rates / best) ** 2)
-    assert scaling_lr.best_rate(rates[::-1], losses[::-1]) == pytest.approx(best)
-    assert scaling_lr.best_rate(rates, rates) is None and scaling_lr.best_rate(rates, 1 / rates) is None
-    rows = [{"n": n, "lr": r, "nmse": y * n**-0.1} for n in (256, 1024) for r, y in zip(rates * 16 / n**0.5, losses)]
-    found = scaling_lr.best_of([*rows, {"n": 256, "lr": 1.0, "nmse": None}])
-    assert [point["lr"] for point in found] == pytest.approx([best, best / 2])
+    assert default_rate.best_rate(rates[::-1], losses[::-1], 2 * best) == pytest.approx((best, 2 ** (0.2 * np.log(2))))
+    assert default_rate.best_rate(rates, rates) is None and default_rate.best_rate(rates, 1 / rates) is None
+
+
+def test_the_default_rate_is_read_off_the_best_rates_of_points():
+    law = lambda p: 5e-3 * (p.n / 2048) ** -0.4 * (p.tokens / 1e6) ** -0.3 * (p.batch_size / 2048) ** 0.5 * p.k / 16
+    rows = [
+        {**asdict(point), "lr": lr, "nmse": float(np.exp(0.1 * np.log(lr / law(point)) ** 2))}
+        for point in default_rate.SEARCH
+        for lr in law(point) * 2.0 ** np.arange(-1, 2)
+    ]
+    # One that diverged says nothing, and a point whose best rate is at an end is left out of the law.
+    rows.append({**rows[0], "nmse": None})
+    best = default_rate.best_rates(
+        [row for row in rows if row["n"] != 256 or row["lr"] < 1.5 * law(Point(**point_of(row)))]
+    )
+    assert [point["lr"] is None for point in best if point["n"] == 256] == [True]
+    found = default_rate.law_of(best, ("n", "k", "tokens", "batch_size"))
+    for name, value in {"c": 5e-3, "n": -0.4, "k": 1.0, "tokens": -0.3, "batch_size": 0.5}.items():
+        assert found[name]["value"] == pytest.approx(value, rel=1e-6)
+    names = [point.name for point in (*default_rate.SEARCH, *default_rate.HELD_OUT)]
+    assert len(set(names)) == len(names)
+
+
+def point_of(row: dict) -> dict:
+    return {field.name: row[field.name] for field in fields(Point)}
 
 
 def test_tokens_to_convergence_of_a_known_curve():
@@ -149,3 +182,31 @@ def test_rates_follow_the_law_that_was_found():
     runs = scaling_grid.grid(scaling_grid.Settings(lr=(0.05, -0.5)))
     assert all(c.training.optimizer.lr == pytest.approx(0.05 * c.sae.n**-0.5) for c in runs.values())
     assert isinstance(next(iter(runs.values())), Config)
+
+
+def test_claims_are_judged_by_the_intervals_of_fits():
+    rng = np.random.default_rng(0)
+    settings = scaling_n.Settings()
+    rows = planted(settings, lambda n, k: (0.1 + 2 * n**-0.5) * np.exp(0.003 * rng.standard_normal()))
+    verdicts = {c.claim: c.verdict for c in scaling_n.claims(scaling_n.laws(settings, rows))}
+    assert len(verdicts) == 2 * len(settings.at)
+    assert all(v == "holds" for claim, v in verdicts.items() if "irreducible" in claim)
+    # What the data do not bound is no claim.
+    assert scaling_n.claims({"k 4": {"power": "not fitted", "power_irreducible": "not fitted"}}) == []
+    a = {"mean": 2.0, "low": 1.7, "high": 2.4, "seeds": 8}
+    b = {"mean": 1.0, "low": 0.6, "high": 1.3, "seeds": 6}
+    expected = {"mean": 1.0, "low": 1 - np.hypot(0.3, 0.3), "high": 1 + np.hypot(0.4, 0.4), "seeds": 6}
+    assert scaling_grid.difference(a, b) == pytest.approx(expected) and scaling_grid.difference(a, None) is None
+
+
+def test_layers_are_compared_over_sizes():
+    settings = scaling_layers.Settings(layers=3)
+    rows = [
+        {"hook": f"blocks.{layer}.{place}", "n": n, "nmse": loss * (1 + 1e-6 * n)}
+        for place in scaling_layers.PLACES
+        for layer, loss in enumerate((0.1, 0.3, 0.2))
+        for n in settings.sizes
+    ]
+    claims = scaling_layers.claims(settings, rows)
+    assert [round(c.ours["mean"], 6) for c in claims] == pytest.approx([3, 2 / 3, 1.5, 1.5])
+    assert [c.verdict for c in claims] == ["holds"] * 4 and {c.ours["seeds"] for c in claims} == {4}

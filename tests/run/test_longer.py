@@ -41,20 +41,21 @@ def test_what_follows_from_the_tokens_has_to_stay():
     saved = with_fields(Config(), tokens=1_000_000)
     longer = with_fields(saved, tokens=2_000_000)
     assert [line.split()[0] for line in differences(saved, longer)] == ["--lr", "--ema", "--dead-after"]
-    # By the rules: 2e-4 / sqrt(n / 2^14) times up to 3; 1 - 10 / steps up to 0.999; a fifth of the tokens.
-    assert flags_for_longer(saved, longer) == f"--lr {2e-4 * 2 * 3} --ema {1 - 10 / 489} --dead-after 200000"
-    kept = with_fields(longer, lr=2e-4 * 2 * 3, ema=1 - 10 / 489, dead_after=200_000)
+    # By the rules: the rate for so many tokens; 1 - 10 / steps up to 0.999; a fifth of the tokens.
+    lr = saved.training.learning_rate(saved.sae)
+    assert flags_for_longer(saved, longer) == f"--lr {lr} --ema {1 - 10 / 489} --dead-after 200000"
+    kept = with_fields(longer, lr=lr, ema=1 - 10 / 489, dead_after=200_000)
     assert differences(saved, kept) == []
-    assert differences(saved, with_fields(kept, lr=1e-3)) == [f"--lr was {2e-4 * 2 * 3}, not 0.001"]
-    # Beyond 10 million tokens and 10,000 steps a default run depends on its tokens no more, but for the window.
-    long = with_fields(saved, tokens=60_000_000)
+    assert differences(saved, with_fields(kept, lr=1e-3)) == [f"--lr was {lr}, not 0.001"]
+    # Beyond 50 million tokens and 10,000 steps a run at the paper's rate depends on its tokens no more.
+    long = with_fields(saved, tokens=60_000_000, lr="paper")
     assert differences(long, with_fields(long, tokens=90_000_000)) == []
     assert differences(longer, saved)[0] == "--tokens was 2000000, not 1000000"
     assert resumed(saved, kept) == kept
 
 
 def test_a_schedule_ends_with_its_run():
-    saved = with_fields(Config(), tokens=60_000_000, schedule="cosine")
+    saved = with_fields(Config(), tokens=60_000_000, lr="paper", schedule="cosine")
     longer = with_fields(saved, tokens=61_000_000)
     assert differences(saved, longer) == ["--schedule was cosine to step 29297, not cosine to step 29786"]
     assert flags_for_longer(saved, longer) == ""
@@ -62,7 +63,7 @@ def test_a_schedule_ends_with_its_run():
 
 def test_a_resampling_at_the_end_has_to_have_been():
     """The last step of a run resamples nothing; in a longer one it would."""
-    saved = with_fields(Config(), tokens=2048 * 20_000, resample_every=2048 * 10_000, dead_after=10**6)
+    saved = with_fields(Config(), tokens=2048 * 20_000, lr="paper", resample_every=2048 * 10_000, dead_after=10**6)
     longer = with_fields(saved, tokens=2048 * 40_000)
     assert differences(saved, longer) == ["--max-resamples was 1, not 2"]
     assert flags_for_longer(saved, longer) == "--max-resamples 1"

@@ -149,7 +149,7 @@ def test_what_cannot_share_is_refused(flags, tmp_path, capsys):
         ('[{"name": "../a"}]', "a name that a folder can have"),
         ('[{"name": ".."}]', "a name that a folder can have"),
         ('[{"name": "a", "run": "elsewhere"}]', "a has a run of its own"),
-        ('[{"name": "a", "lr": "fast"}]', "a cannot have {'lr': 'fast'}"),
+        ('[{"name": "a", "lr": "fast"}]', "a: --lr is fast: give a positive learning rate, or paper"),
         ('[{"name": "a", "sae.k": 65}]', "a: --sae.k is 65"),
         ('[{"name": "a", "sae.m": 8}]', "has no sae.m"),
         ('[{"name": "a", "tokens": 512}, {"name": "b"}]', "must agree in --tokens"),

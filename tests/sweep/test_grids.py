@@ -68,7 +68,7 @@ def test_names_can_be_folders_and_differ():
         (lambda: product(BASE, {"seed": [0, 1, 0]}), "seed=0 is there twice"),
         (lambda: product(BASE, {"sae.n": [16], "sae.k": [8, 32]}), "n=16-k=32: --sae.k is 32: allowed is 1 to"),
         (lambda: product(BASE, {"sae.n": [64.5]}), "give a whole number"),
-        (lambda: product(BASE, {"lr": ["fast"]}), "lr=fast cannot have {'lr': 'fast'}"),
+        (lambda: product(BASE, {"lr": ["fast"]}), "lr=fast: --lr is fast: give a positive learning rate, or paper"),
         (lambda: product(BASE, {"run": ["here"]}), "run cannot be set here"),
         (lambda: zipped(BASE, {"sae.n": [64, 128], "lr": [1e-3]}), "sae.n has 2, lr has 1"),
         (lambda: override(product(BASE, {"sae.n": [64]}), {"sae.n": 128}), "the run n=64 is named by its n=64"),

@@ -12,6 +12,7 @@ from jaxsae.distributed.mesh import make_mesh, shardings
 from jaxsae.sae.config import SAEConfig
 from jaxsae.sae.layout import LATENTS, TOKENS
 from jaxsae.sae.types import Spec, partition_specs
+from jaxsae.training import learning_rate
 from jaxsae.training.export import ema_weights
 from jaxsae.training.optimizer import make_optimizer
 from jaxsae.training.program import make_program
@@ -122,9 +123,19 @@ def test_auxk_off_is_never_on(x64):
 
 def test_defaults_follow_the_paper():
     training = configs.training(tokens=100_000_000)
-    assert training.learning_rate(2**14) == pytest.approx(2e-4)
-    assert training.learning_rate(2**16) == pytest.approx(1e-4)
-    assert configs.training(tokens=10**6).learning_rate(2**14) == pytest.approx(6e-4)
-    assert configs.training(tokens=2_500_000).learning_rate(2**14) == pytest.approx(4e-4)
+    of = lambda n, **fields: with_fields(SAEConfig(), n=n, **fields)
+    paper = configs.training(tokens=10**6, lr="paper")
+    assert paper.learning_rate(of(2**14)) == pytest.approx(2e-4) == 2 * paper.learning_rate(of(2**16))
+    # By default the rate is that of the number of steps: between one that kills latents and the paper's.
+    rate = lambda sae, steps, batch=2048: configs.training(tokens=steps * batch, batch_size=batch).learning_rate(sae)
+    assert rate(of(4096, k=16), 1600) == pytest.approx(0.4 / 4 / 40) == rate(of(4096, k=16), 1600, 64)
+    assert rate(of(16 * 4096, k=16), 1600) == pytest.approx(0.4 / 8 / 40)
+    assert rate(of(4096, k=16), 10) == learning_rate.LARGEST
+    assert rate(of(4096, k=16), 10**9) == paper.learning_rate(of(4096))
+    # k says nothing of a family with a penalty.
+    relu = [rate(of(4096, k=k, activation="relu"), 1600) for k in (16, 64)]
+    assert relu == [rate(of(4096), 1600)] * 2
+    jumprelu = of(4096, **{"activation": "jumprelu", "target_l0": 256.0})
+    assert rate(jumprelu, 1600) == pytest.approx(0.4 * 0.4 / 2 / 40)
     assert training.dead_window() == 10_000_000 and configs.training(tokens=1_000_000).dead_window() == 200_000
     assert training.ema_decay() == 0.999 and configs.training(tokens=2048 * 100).ema_decay() == pytest.approx(0.9)

@@ -81,6 +81,7 @@ class ActivationFunction:
     update_extra(extra, min_active, step)
                                     its arrays after a step; min_active is the smallest value above 0 of the batch
     couples_batch                   whether the support of a token depends on the other tokens of its batch
+    rate                            the best learning rate, of TopK's, as far as it was searched for
     lr_multipliers(own)             {name: factor} on the learning rate of its arrays
     from_threshold(theta)           its arrays so that a latent is active above theta [n]; None: it has no thresholds
     at_most_k                       whether no token has more than k active latents outside training
@@ -99,6 +100,7 @@ class ActivationFunction:
     penalties: Mapping[str, Penalty] = field(default_factory=dict)
     update_extra: Callable | None = None
     couples_batch: bool = False
+    rate: float = 1.0
     lr_multipliers: Callable = lambda own: {}
     from_threshold: Callable | None = None
     at_most_k: bool = False

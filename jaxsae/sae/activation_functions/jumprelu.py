@@ -92,6 +92,7 @@ TYPE = ActivationFunction(
     init=lambda key, n, dtype, own: _from_threshold(jnp.full(n, own.initial_threshold, dtype)),
     from_threshold=_from_threshold,
     penalties={"l0": Penalty(_l0, counts=True, steers=True), "tanh": TANH, "l1": L1},
+    rate=0.4,
     lr_multipliers=lambda own: {"log_threshold": own.threshold_lr},
     value_is_preact=True,
     Config=Config,

@@ -31,12 +31,12 @@ prolu_relu.defvjp(_forward, lambda r, g: (jnp.where(r[1], g, 0), jnp.where(r[1],
 prolu_ste.defvjp(_forward, lambda r, g: (jnp.where(r[1], (1 + r[0]) * g, 0), jnp.where(r[1], r[0] * g, 0)))
 
 
-def _family(function):
+def _family(function, rate=1.0):
     def value(preacts, options):
         b = jnp.broadcast_to(preacts.b_enc, preacts.pre.shape)
         return function(preacts.pre - b, b)
 
-    return ActivationFunction(value=value, penalties=NORMS)
+    return ActivationFunction(value=value, penalties=NORMS, rate=rate)
 
 
-RELU, STE = _family(prolu_relu), _family(prolu_ste)
+RELU, STE = _family(prolu_relu), _family(prolu_ste, rate=0.5)
