@@ -5,7 +5,7 @@ GPT-4 was pretrained with; the smallest models are off the trend.
 
     python -m experiments.scaling_compute
 
-Cost: about 20 minutes on 2 cores after scaling_nk, whose runs it reads, and 85 without them: at one k it trains sizes
+Cost: about 10 minutes on 2 cores after scaling_nk, whose runs it reads, and 50 without them: at one k it trains sizes
 between those of the grid too, because each size is one point of the frontier. After a kill, the same command resumes.
 Compute is counted in both ways, which are not to be mixed: FLOPs of the sparse training step, and those of six dense
 products. The loss is that of the training batches, of the weights without EMA. The k of the paper's figure is not

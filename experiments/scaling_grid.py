@@ -1,7 +1,7 @@
 """What the scaling experiments share: one grid of sizes and sparsities, tables of runs, and fits.
 
 `scaling_n`, `scaling_nk`, `scaling_compute` and `scaling_tokens` read the same runs: what one has trained, the others
-find. The grid of 6 sizes by 4 sparsities costs about 65 minutes on 2 cores.
+find. The grid of 6 sizes by 4 sparsities costs about 40 minutes on 2 cores.
 
 A sweep trains the same runs on other machines:
 
