@@ -3,11 +3,11 @@
 Claim (Gao et al. 2024, sec. 3.1.2 and fig. 3): 2e-4 / sqrt(n / 2^14) is the rate for training to convergence, and for
 a fixed number of tokens the best one is several times as large. How it goes with the tokens, nobody has published.
 
+    python -m experiments.default_rate --other-lm FOLDER --other-text FILES
+
 Found here: the best rate goes as n^-0.26 (-0.35 to -0.17) k^0.34 (0.19 to 0.50) T^-0.42 (-0.52 to -0.32) B^0.51 (0.38
 to 0.64), to within a factor of 1.17. The default is the best of seven rates at four of five points that were held out,
 and 0.7 % above it at the fifth. A rate that falls to 0 ends 4 to 8 % higher.
-
-    python -m experiments.default_rate --other-lm FOLDER --other-text FILES
 
 FOLDER is a second language model, in Hugging Face format, and FILES a text of it of ten million tokens or more.
 

@@ -3,10 +3,10 @@
 Claim (Gao et al. 2024, app. A.4, fig. 12): the batch size affects the loss for a fixed compute substantially, and that
 at convergence hardly, if hyperparameters are set right; the paper's is 131,072 tokens, earlier work's 2048 to 4096.
 
+    python -m experiments.scaling_batch
+
 Found here (embedded model, a million tokens, n 2048, k 16): at equal tokens, each at its best rate, the NMSE is 0.096
 with batches of 512, 0.102 with 2048, 0.118 with 8192. The best rate rises as the square root of the batch size.
-
-    python -m experiments.scaling_batch
 
 Cost: none after default_rate, whose runs of a million tokens at one n it reads; about 10 minutes on 2 cores without
 them. After a kill, the same command resumes. Of each batch size the best of several rates counts, and the results say

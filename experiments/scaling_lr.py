@@ -3,10 +3,10 @@
 Claim (Gao et al. 2024, sec. 3.1.2 and fig. 3): the largest rate at which training converges falls as 1 / sqrt(n), and
 the best rate for a loss at convergence is about a quarter of the best one for a fixed compute.
 
+    python -m experiments.scaling_lr
+
 Found here (embedded model, a million tokens, n 256 to 8192, k 16): at a fixed number of tokens the best rate falls as
 n^-0.25 (-0.32 to -0.18), slower than at convergence, and is 6 times the paper's at n 256, 14 times at n 8192.
-
-    python -m experiments.scaling_lr
 
 Cost: none after default_rate, whose runs of a million tokens on the embedded model it reads; about 20 minutes on 2
 cores without them. After a kill, the same command resumes. Sizes whose best rate is the first or the last one that was

@@ -3,11 +3,11 @@
 Claim (Gao et al. 2024, sec. 3.1.2 and app. G): at fixed k the normalised MSE is a power law in n with an irreducible
 term, without which it fits clearly worse; on GPT-2 small the exponent of the fit without one is about -0.26.
 
+    python -m experiments.scaling_n
+
 Found here (embedded model, n 256 to 8192, 2 million tokens): all three k have an irreducible part, 0.133 (0.113 to
 0.144) at k 4, 0.082 (0.066 to 0.092) at k 8, 0.036 (0.026 to 0.043) at k 32; without one the law is 4 to 6 % off
 instead of 1 %, and its exponents are -0.19, -0.24 and -0.26.
-
-    python -m experiments.scaling_n
 
 Cost: about 40 minutes on 2 cores, or none after scaling_nk, whose runs it reads. After a kill, the same command
 resumes. Fits the power law with the irreducible term at each k, says whether the sizes tell them apart by predicting

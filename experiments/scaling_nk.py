@@ -4,11 +4,11 @@ Claim (Gao et al. 2024, sec. 3.1.3, GPT-4): L(n, k) = exp(alpha + beta_k log k +
 exp(zeta + eta log k) with alpha -0.50, beta_k 0.26, beta_n -0.017, gamma -0.042, zeta -1.32, eta -0.085: the larger k,
 the steeper the law in n (gamma < 0) and the lower its irreducible term (eta < 0).
 
+    python -m experiments.scaling_nk
+
 Found here (embedded model, n 256 to 8192, k 4 to 32, 2 million tokens): gamma 0.08 (0.02 to 0.15), so with larger k the
 law is less steep, against the paper; eta -0.67 (-0.75 to -0.59), so the irreducible part falls with k, much faster than
 in GPT-4. The law is 2.1 % off. At 2 million tokens the largest sizes have not converged.
-
-    python -m experiments.scaling_nk
 
 Cost: about 40 minutes on 2 cores for 6 sizes by 4 sparsities, which scaling_n, scaling_compute and scaling_tokens read
 too. After a kill, the same command resumes. Writes OUT/scaling_nk.json, .csv (for `jaxsae fit`) and .png.

@@ -2,10 +2,10 @@
 
 Claim (Gao et al. 2024, sec. 3.1.2, fig. 11): tokens to convergence grow as n^0.6 on GPT-2 small and n^0.65 on GPT-4.
 
+    python -m experiments.scaling_tokens
+
 Found here (embedded model, n 256 to 8192, 2 million tokens): exponents of 0.70 (0.50 to 0.93) at k 4, 1.1 (0.2 to 2.1)
 at k 8, 0.85 (0.58 to 1.13) at k 16 and 0.39 (0.21 to 0.58) at k 32, each from few sizes that scatter by a fifth.
-
-    python -m experiments.scaling_tokens
 
 Cost: none after scaling_nk, whose logs it reads; about 40 minutes on 2 cores without them. After a kill, the same
 command resumes. What the paper calls converged is not known. Here each training curve is fitted as
