@@ -5,6 +5,10 @@ GPT-4 was pretrained with; the smallest models are off the trend.
 
     python -m experiments.scaling_compute
 
+Found here (embedded model, k 16, eleven sizes, 2 million tokens): by FLOPs of six dense products L(C) = 0.041 + a
+C^-0.32 (-0.34 to -0.30), with a floor of 0.034 to 0.045, 0.3 % off. The FLOPs of the sparse step have AuxK's products
+with the share of dead latents that a run ends with, which jumps between sizes: there the floor is not identified.
+
 Cost: about 10 minutes on 2 cores after scaling_nk, whose runs it reads, and 50 without them: at one k it trains sizes
 between those of the grid too, because each size is one point of the frontier. After a kill, the same command resumes.
 Compute is counted in both ways, which are not to be mixed: FLOPs of the sparse training step, and those of six dense
