@@ -6,6 +6,9 @@ that the published ones do not serve longer text.
 
     python -m experiments.context
 
+Found here (n 2048, k 16, 1.5 million tokens, one seed): trained on contexts of 64, the NMSE is 0.087 at the positions
+that training had and 0.122 at later ones, up to 0.19 at the last; trained on 128 it is 0.091 at both.
+
 Cost: about 8 minutes on 2 cores: one autoencoder trained on contexts of 64 tokens and one on contexts of 128, all that
 the embedded model reads, each on the same number of tokens; both evaluated at every position of 128. After a kill, the
 same command resumes. Writes OUT/context.json and OUT/context.png.
