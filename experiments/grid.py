@@ -102,7 +102,8 @@ def plain(settings) -> dict:
     """The settings of an experiment for its results, without folders, which say nothing on another machine."""
     said = dataclasses.asdict(settings)
     where = lambda value: isinstance(value, Path) or (isinstance(value, str) and "/" in value)
-    return {name: Path(value).name if where(value) else value for name, value in said.items()}
+    short = lambda value: Path(value).name if where(value) else value
+    return {name: [*map(short, v)] if isinstance(v, tuple) else short(v) for name, v in said.items()}
 
 
 def keep(name: str, facts: dict, out: Path) -> Path:
