@@ -224,7 +224,7 @@ def gathered(folder: Path) -> dict[str, list[dict]]:
         if not (path := folder / f"{name}.json").exists():
             continue
         facts = json.loads(path.read_text())
-        out[name] = as_rows(EARLIER[name](facts)) if name in EARLIER else facts.get("claims", [])
+        out[name] = as_rows(EARLIER[name](facts)) if name in EARLIER else facts["claims"]
     return out
 
 

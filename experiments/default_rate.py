@@ -16,8 +16,8 @@ with the default average of the weights (EMA), on stored activations that are re
 rate of a point is the lowest point of a parabola through its three best neighbouring rates, in logarithms. A power law
 in n, k, the tokens T and the batch size B is fitted to those that lie inside. T and B have about opposite exponents, so
 what counts is the number of steps, and so have k and n: jaxsae/training/learning_rate.py has
-lr = 0.4 (k / n)^(1/4) / sqrt(steps). HELD_OUT has points that the law has not seen: seven rates each, among them the
-default.
+lr = 0.4 (k / n)^(1/4) / sqrt(steps). HELD_OUT has points that were not fitted: seven rates each, among them the default.
+The one with two million tokens was looked at while the law's numbers were rounded.
 
 SCHEDULES compares, at one point, what else the rate could do: fall to 0, linearly or as a cosine; AVERAGES longer and
 shorter averages of the weights.
@@ -182,15 +182,15 @@ def schedules(settings: Settings) -> dict[str, Config]:
 def trained(settings: Settings, runs: dict[str, Config]) -> list[dict]:
     """A row for each run; those that can read one stream of activations are trained together."""
     summaries = train_all(runs, settings.runs / "runs", settings.workers, share="pass")
-    more = lambda c, s: (
-        {"schedule": c.training.optimizer.schedule, "model": Path(c.data.activations).name}
-        | {
-            # Of the weights at the end, without the average.
-            "raw_nmse": s["raw_nmse"],
-            "tokens": c.training.batch.tokens,
-        }
-    )
-    return [grid.row_of(name, c, summaries[name]) | more(c, summaries[name]) for name, c in runs.items()]
+    more = lambda c: {
+        "schedule": c.training.optimizer.schedule,
+        "model": Path(c.data.activations).name,
+        # What was asked for; the last batch goes beyond it.
+        "tokens": c.training.batch.tokens,
+    }
+    # raw_nmse is that of the weights at the end, without the average.
+    raw = lambda name: {"raw_nmse": summaries[name]["raw_nmse"]}
+    return [grid.row_of(name, c, summaries[name]) | more(c) | raw(name) for name, c in runs.items()]
 
 
 def of_point(rows: Sequence[dict], point: Point) -> list[dict]:

@@ -21,6 +21,7 @@ from experiments import default_rate
 from experiments import scaling_grid as grid
 from experiments.default_rate import CENTRE, SEARCH, M, Settings
 from experiments.grid import figure, log_scale
+from experiments.verdicts import Claim, interval
 from jaxsae.config import Config
 
 # The points that differ in the batch size only.
@@ -62,6 +63,15 @@ def draw(rows: list[dict], best: list[dict], path: Path):
     picture.savefig(path, dpi=110)
 
 
+def claims(best: list[dict]) -> list[Claim]:
+    smallest, largest = best[0], best[-1]
+    measure = f"NMSE with batches of {largest['batch_size']}, of that with {smallest['batch_size']}"
+    ours = interval([largest["nmse"] / smallest["nmse"]])
+    return grid.claims_of(
+        ("At equal tokens the batch size matters", "Gao et al. 2024, app. A.4", "much", measure, ours, {"above": 1})
+    )
+
+
 def main():
     settings = tyro.cli(Settings, description=__doc__)
     default_rate.write_activations(settings)
@@ -69,7 +79,7 @@ def main():
     best = best_of(rows)
     law = grid.try_fit("power", best, ("batch_size",))
     facts = {"best of each batch size": best, "loss against batch size": grid.entry(law)}
-    grid.finish("scaling_batch", settings, rows, facts, lambda path: draw(rows, best, path))
+    grid.finish("scaling_batch", settings, rows, facts, lambda path: draw(rows, best, path), claims(best))
 
 
 if __name__ == "__main__":
