@@ -16,8 +16,8 @@ with the default average of the weights (EMA), on stored activations that are re
 rate of a point is the lowest point of a parabola through its three best neighbouring rates, in logarithms. A power law
 in n, k, the tokens T and the batch size B is fitted to those that lie inside. T and B have about opposite exponents, so
 what counts is the number of steps, and so have k and n: jaxsae/training/learning_rate.py has
-lr = 0.4 (k / n)^(1/4) / sqrt(steps). HELD_OUT has points that were not fitted: seven rates each, among them the default.
-The one with two million tokens was looked at while the law's numbers were rounded.
+lr = 0.4 (k / n)^(1/4) / sqrt(steps). HELD_OUT has points that were not fitted: seven rates each, among them the
+default. The one with two million tokens was looked at while the law's numbers were rounded.
 
 SCHEDULES compares, at one point, what else the rate could do: fall to 0, linearly or as a cosine; AVERAGES longer and
 shorter averages of the weights.
