@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,8 @@ from jaxsae.run.evaluate import open_subject
 WORKER = Path(__file__).parent / "their_own/delphi_reader.py"
 # delphi's defaults: tokens of a window, windows that a latent needs to be explained, silent ones that are drawn.
 WINDOW, LEAST, SILENT = 32, 200, 50
+# One value in so many may be of another latent: the last one kept, where two are equal but for rounding.
+PER_TIE = 100_000
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,27 @@ class Ours:
             at = np.nonzero((value > 1e-5) & kept[some][..., None])
             parts.append((np.stack([start + at[0], at[1], latent[at]], 1), value[at]))
         location, value = map(np.concatenate, zip(*parts))
-        order = np.lexsort((location[:, 1], location[:, 0], location[:, 2]))
-        return cls(tokens, location[order], value[order], sae.n)
+        return cls(tokens, location, value, sae.n).in_order()
+
+    def in_order(self) -> "Ours":
+        order = np.lexsort(self.location.T[[1, 0, 2]])
+        return replace(self, location=self.location[order], value=self.value[order])
+
+    def with_ties(self, location: np.ndarray, value: np.ndarray) -> tuple["Ours", int]:
+        """(these, with the latents of `location` [N, 3] where the last one kept at a token is another, how many are).
+
+        The two must be of equal `value` [N] in half precision; AssertionError if not, or if there are many.
+        """
+        number = lambda of: np.ravel_multi_index(of.T, (*self.tokens.shape, self.n))
+        mine, theirs = number(self.location), number(location)
+        here, there = np.nonzero(~np.isin(mine, theirs))[0], np.nonzero(~np.isin(theirs, mine))[0]
+        assert len(here) == len(there) <= len(mine) / PER_TIE, f"{len(here)} and {len(there)} other locations"
+        here, there = here[np.argsort(mine[here])], there[np.argsort(theirs[there])]
+        assert np.array_equal(self.location[here, :2], location[there, :2]), "other locations"
+        np.testing.assert_allclose(value[there], self.value[here], rtol=1e-3)
+        ours = replace(self, location=self.location.copy())
+        ours.location[here] = location[there]
+        return ours.in_order(), len(here)
 
     def windows(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
         """(number of each window of all tokens in which a latent is active, its values there [w, WINDOW])."""
@@ -92,12 +113,13 @@ def compared(folder: Path) -> str:
     theirs = np.load(folder / "theirs.npz")
     ours = Ours.of(folder / "run", len(theirs["tokens"]))
     assert np.array_equal(theirs["tokens"], ours.tokens), "other tokens"
+    ours, ties = ours.with_ties(theirs["locations"], theirs["activations"])
     order = np.lexsort(theirs["locations"].T[[1, 0, 2]])
     assert np.array_equal(theirs["locations"][order], ours.location), "other locations"
     apart = np.abs(theirs["activations"][order] - ours.value).max() / ours.value.max()
     explained, windows = _check_examples(theirs, ours, json.loads((folder / "job.json").read_text()))
     living = len(np.unique(ours.location[:, 2]))
-    return f"{len(ours.value):,} | {apart:.0e} | {explained:,} of {living:,} | {windows:,}"
+    return f"{len(ours.value):,} | {ties} | {apart:.0e} | {explained:,} of {living:,} | {windows:,}"
 
 
 def _check_examples(theirs, ours: Ours, construct: dict) -> tuple[int, int]:
@@ -155,8 +177,8 @@ def _same_windows(tokens, values, expected_tokens, expected_values):
 def table(python: Path) -> list[str]:
     """Lines of the table; `python` is the interpreter of delphi's environment."""
     lines = [
-        "| cache | values | largest difference | latents with enough examples | their examples |",
-        "|---|---|---|---|---|",
+        "| cache | values | other latent, a tie | largest difference | latents with enough examples | their examples |",
+        "|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
