@@ -20,7 +20,8 @@ lr = 0.4 (k / n)^(1/4) / sqrt(steps). HELD_OUT has points that were not fitted: 
 default. The one with two million tokens was looked at while the law's numbers were rounded.
 
 SCHEDULES compares, at one point, what else the rate could do: fall to 0, linearly or as a cosine; AVERAGES longer and
-shorter averages of the weights.
+shorter averages of the weights. WAITS compares, at the held-out points and the default rate, after how many idle tokens
+AuxK revives a latent. The runs that were not held out wait for a fifth of the run, which was the default then.
 
 Cost: about 90 minutes on 2 cores, and 15 for the activations. After a kill, the same command resumes. Writes
 OUT/default_rate.json, .csv and .png.
@@ -121,6 +122,9 @@ MULTIPLES = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0)
 SCHEDULES = ("linear", "cosine")
 # EMA decays besides the default, which is 0.98 there.
 AVERAGES = (0.96, 0.99)
+# AuxK revives a latent that was idle for this part of the run, besides the default, an eightieth.
+FIFTH = 5
+WAITS = (FIFTH, 20, 320)
 
 
 def write_activations(settings: Settings):
@@ -141,12 +145,17 @@ def start(settings: Settings, point: Point) -> Config:
     return with_fields(Config(), checkpoint_every=10**7, **where, **fields)
 
 
+def waiting(config: Config, part: int = FIFTH) -> Config:
+    """The same run, in which AuxK revives latents that were idle for 1 / part of it."""
+    return with_fields(config, auxk_after=config.training.batch.tokens // part)
+
+
 def searched(settings: Settings, points: Iterable[Point] = SEARCH) -> dict[str, Config]:
     """The runs that the law is fitted to: all rates of some points."""
     runs = {}
     for point in points:
         if point.model in settings.models:
-            runs |= product({point.name: start(settings, point)}, {"lr": SEARCH[point]})
+            runs |= product({point.name: waiting(start(settings, point))}, {"lr": SEARCH[point]})
     return runs
 
 
@@ -166,15 +175,25 @@ def held_out(settings: Settings) -> dict[str, Config]:
     return runs
 
 
+def waits(settings: Settings) -> dict[str, Config]:
+    """Runs at the default rate in which AuxK waits for more or less time."""
+    points = [point for point in HELD_OUT if point.model in settings.models]
+    return {
+        f"held-out-{point.name}-auxk-after-1-of-{part}": waiting(start(settings, point), part)
+        for point in points
+        for part in WAITS
+    }
+
+
 def schedules(settings: Settings) -> dict[str, Config]:
     """Runs at one point whose rate falls to 0, or that average over more or fewer steps, beside those of the search."""
     runs = {}
     for model in settings.models:
         point = Point(model, 2048, M)
         for schedule in SCHEDULES:
-            config = with_fields(start(settings, point), schedule=schedule, lr_end=0.0)
+            config = with_fields(waiting(start(settings, point)), schedule=schedule, lr_end=0.0)
             runs |= product({f"{point.name}-{schedule}": config}, {"lr": (1.5e-3, 3e-3, 6e-3, 12e-3)})
-        at_best = with_fields(start(settings, point), lr=6e-3)
+        at_best = with_fields(waiting(start(settings, point)), lr=6e-3)
         runs |= product({f"{point.name}-lr=0.006": at_best}, {"ema": AVERAGES})
     return runs
 
@@ -187,6 +206,7 @@ def trained(settings: Settings, runs: dict[str, Config]) -> list[dict]:
         "model": Path(c.data.activations).name,
         # What was asked for; the last batch goes beyond it.
         "tokens": c.training.batch.tokens,
+        "auxk_after": c.training.auxk_window(),
     }
     # raw_nmse is that of the weights at the end, without the average.
     raw = lambda name: {"raw_nmse": summaries[name]["raw_nmse"]}
@@ -258,12 +278,27 @@ def tried(rows: Sequence[dict]) -> list[dict]:
     for point in HELD_OUT:
         if not (own := of_point(rows, point)):
             continue
-        default = next(row for row in own if row["name"].endswith("times=1"))
+        default = default_row(own)
         best = min(own, key=lambda row: row["nmse"])
         facts = {"point": point.name, "default": default["nmse"], "rate": default["lr"]}
         facts |= {"best": best["nmse"], "best rate": best["lr"], "dead at the default": default["dead_fraction"]}
         out.append(facts | {"above the best": default["nmse"] / best["nmse"] - 1})
     return out
+
+
+def default_row(rows: Sequence[dict]) -> dict:
+    """The row of the run without a rate, of those of a point."""
+    return next(row for row in rows if row["name"].endswith("times=1"))
+
+
+def waited(rows: Sequence[dict], rows_held_out: Sequence[dict]) -> list[dict]:
+    """NMSE and dead share at each point that was held out, by the part of the run that AuxK waits for."""
+    out = []
+    for point in HELD_OUT:
+        for row in [*of_point(rows, point), *map(default_row, filter(None, [of_point(rows_held_out, point)]))]:
+            part = round(row["tokens"] / row["auxk_after"])
+            out.append({"point": point.name, "part": part, "nmse": row["nmse"], "dead": row["dead_fraction"]})
+    return sorted(out, key=lambda row: (row["point"], row["part"]))
 
 
 def draw(rows: Sequence[dict], best: Sequence[dict], rows_held_out: Sequence[dict], path: Path):
@@ -302,15 +337,17 @@ def draw(rows: Sequence[dict], best: Sequence[dict], rows_held_out: Sequence[dic
 def main():
     settings = tyro.cli(Settings, description=__doc__)
     write_activations(settings)
-    runs = [trained(settings, of(settings)) for of in (searched, held_out, schedules)]
+    runs = [trained(settings, of(settings)) for of in (searched, held_out, schedules, waits)]
     best, defaults = best_rates(runs[0]), tried(runs[1])
     laws = {"by tokens and batch": ("n", "k", "tokens", "batch_size"), "by steps": ("n", "k", "steps")}
     facts = {f"law {title}": law_of(best, names) for title, names in laws.items()}
     for title, law in facts.items():
         print(title, law)
-    facts |= {"best rates": best, "held out": defaults}
+    facts |= {"best rates": best, "held out": defaults, "waits": waited(runs[3], runs[1])}
     for row in defaults:
         print(f"{row['point']}: the default is {row['above the best']:.1%} above the best of {len(MULTIPLES)} rates")
+    for row in facts["waits"]:
+        print(f"{row['point']}: AuxK after 1/{row['part']}: NMSE {row['nmse']:.4f}, {row['dead']:.1%} dead")
     grid.finish(
         "default_rate",
         settings,

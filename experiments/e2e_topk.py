@@ -72,6 +72,8 @@ def config(settings: Settings, k: int, objective: str, lr: float, **training) ->
         "grad_clip": None,
         "ema": None,
         "mse_scale": "variance",
+        # The default when the results were made.
+        "auxk_after": settings.tokens // 5,
         "seed": 0,
         "checkpoint_every": 10**6,
         "eval_tokens": settings.eval_tokens,

@@ -167,6 +167,8 @@ class Run:
             "checkpoint_every": -(-steps // CHECKPOINTS) if self.is_followed else 10**6,
             "keep_checkpoints": CHECKPOINTS,
             "eval_tokens": 8192,
+            # The default when its results were made.
+            "auxk_after": tokens // 5,
         }
         numbers |= {"sae.k": self.k} if self.coef is None else {"sparsity": self.coef}
         numbers |= {"sae.target_l0": float(self.k)} if self.family == "jumprelu" else {}

@@ -63,6 +63,7 @@ def config(settings: Settings, kind: str, k: int, seed: int) -> Config:
         batch_size=settings.batch_size,
         lr=settings.lr,
         eval_tokens=settings.eval_tokens,
+        auxk_after=settings.tokens // 5,  # the default when the results were made
         mesh=(1, 1),
         checkpoint_every=10**6,
     )

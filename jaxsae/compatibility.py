@@ -93,6 +93,21 @@ def config_from_2(old: dict) -> dict:
     return {**old, "training": {**training, "optimizer": {**optimizer, "lr": lr}}}
 
 
+def config_from_3(old: dict) -> dict:
+    """A configuration of format 3 as format 4: AuxK began after as many idle tokens as make a latent dead, by default a
+    fifth of the run.
+    """
+    training = old.get("training")
+    groups = [isinstance(training, dict) and training.get(name) for name in ("dead", "batch")]
+    if not all(isinstance(group, dict) for group in groups):
+        return old
+    dead, tokens = groups[0], groups[1].get("tokens")
+    if dead.get("dead_after") is not None or not isinstance(tokens, int):
+        return old
+    dead = {"auxk_after": max(1, min(10_000_000, tokens // 5)), **dead}
+    return {**old, "training": {**training, "dead": dead}}
+
+
 def sae_from_1(old: dict) -> dict:
     """The settings of an autoencoder, of format 1."""
     old = dict(old)

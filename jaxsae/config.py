@@ -21,7 +21,7 @@ from jaxsae.training.config import TrainingConfig, check_micro_batches
 from jaxsae.training.logs import LogConfig
 
 # The version of config.json, and of the configuration in an exported autoencoder.
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,7 @@ def without_effect(config: Config, flags: Collection[str]) -> list[str]:
     used = {
         "--sparsity": (sae.penalty is not None, f"--sae.activation {sae.activation} has no sparsity term"),
         "--k-aux": (training.auxk_weight(sae.activation) > 0, "AuxK is off, give --auxk-coef to have it"),
+        "--auxk-after": (training.auxk_weight(sae.activation) > 0, "AuxK is off, give --auxk-coef to have it"),
         "--sae.tanh-scale": (
             (sae.sparsity.penalty or next(iter(activation_functions.get(sae.activation).penalties), None)) == "tanh",
             "--sae.penalty is not tanh",
@@ -207,8 +208,8 @@ def differences(saved: Config, given: Config, by_content: Collection[str] = ()) 
 def _set_by_tokens(config: Config, saved: Config) -> dict[str, Any]:
     """{field: its value in effect} of all that the number of tokens may decide, in training up to the end of `saved`.
 
-    The learning rate, the EMA decay and the dead window have defaults that follow from it, a schedule ends with it, and
-    the last resampling is before the end.
+    The learning rate, the EMA decay and the idle tokens of dead latents have defaults that follow from it, a schedule
+    ends with it, and the last resampling is before the end.
     """
     training, end = config.training, saved.training.steps
     schedule = training.optimizer.schedule
@@ -216,6 +217,7 @@ def _set_by_tokens(config: Config, saved: Config) -> dict[str, Any]:
         "lr": training.learning_rate(config.sae),
         "ema": training.ema_decay(),
         "dead_after": training.dead_window(),
+        "auxk_after": training.auxk_window() if training.auxk_weight(config.sae.activation) > 0 else None,
         "schedule": schedule if schedule == "constant" else f"{schedule} to step {training.steps}",
         "max_resamples": len([step for step in training.resample_steps() if step <= end]),
     }
@@ -265,8 +267,10 @@ def from_dict(document: dict, source: str) -> Config:
         )
     if version == 1:
         document = compatibility.config_from_1(document)
-    elif version == 2:
+    if version <= 2:
         document = compatibility.config_from_2(document)
+    if version <= 3:
+        document = compatibility.config_from_3(document)
     return _build(Config, document, "", source)
 
 

@@ -213,8 +213,10 @@ def subject_of(
     """
     with jax.set_mesh(inputs.mesh):
         raw = None if state.ema is None else jax.jit(finished)(state.params)
-        dead = jax.jit(lambda idle: jnp.mean(idle >= config.training.dead_window()))(state.idle)
-    facts = _facts(trained or config, inputs, int(state.step), float(dead))
+        idle_for = jax.jit(lambda idle, tokens: jnp.mean(idle >= tokens))
+        windows = config.training.dead_window(), config.training.auxk_window()
+        dead, revived = (float(idle_for(state.idle, tokens)) for tokens in windows)
+    facts = _facts(trained or config, inputs, int(state.step), dead, revived)
     facts |= {"mse_scale": float(state.mse_scale)}
     return _subject(config, inputs, sae, raw, tokens, facts, split)
 
@@ -242,11 +244,11 @@ def _subject(
     return dataclasses.replace(subject, facts=facts)
 
 
-def _facts(config: Config, inputs: RunInputs, step: int, dead: float) -> dict:
+def _facts(config: Config, inputs: RunInputs, step: int, dead: float, revived: float) -> dict:
     """What is known of the training of an autoencoder after `step` steps, with the configuration `config`.
 
-    `dead` is the share of dead latents at its end. AuxK is counted as if it had been that throughout: how many there
-    were at each step is not kept.
+    `dead` is the share of dead latents at its end, `revived` the share of those that AuxK sees. AuxK is counted as if
+    it had been that throughout: how many there were at each step is not kept.
     """
     training, n, d = config.training, config.sae.n, inputs.width
     trained, passes = step * training.batch.batch_size, training.type.lm_passes
@@ -254,7 +256,7 @@ def _facts(config: Config, inputs: RunInputs, step: int, dead: float) -> dict:
     total = None
     if lm is not None:
         ema = training.ema_decay() > 0
-        revived = dead if training.auxk_weight(config.sae.activation) > 0 else 0.0
+        revived = revived if training.auxk_weight(config.sae.activation) > 0 else 0.0
         size, d_out = training.batch.batch_size, inputs.width_out
         per_token = flops.training(config.sae, d, size, ema, revived, lm_passes=passes, lm=lm, d_out=d_out)
         total = trained * sum(per_token.values())

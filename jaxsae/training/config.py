@@ -99,6 +99,9 @@ class DeadLatentsConfig:
     auxk_coef: float | None = None
     """Weight of AuxK, the loss that revives dead latents, 0 for off; default: 1/32 for the TopK families trained
     locally, else 0."""
+    auxk_after: int | None = None
+    """Idle tokens after which AuxK revives a latent; default: --dead-after if that is given, else 10 million, or an
+    eightieth of the run if that is less."""
     k_aux: int | None = None
     """Dead latents used per token by AuxK; default: the power of two closest to d / 2."""
     resample_every: int | None = None
@@ -108,7 +111,7 @@ class DeadLatentsConfig:
     """How often they do."""
 
     def __post_init__(self):
-        _at_least(self, 1, "dead_after", "k_aux", "resample_every", "max_resamples")
+        _at_least(self, 1, "dead_after", "auxk_after", "k_aux", "resample_every", "max_resamples")
         if self.auxk_coef is not None and not 0 <= self.auxk_coef < math.inf:
             raise BadInput(f"--auxk-coef is {self.auxk_coef}: give 0 (off) or more")
 
@@ -189,6 +192,14 @@ class TrainingConfig:
         """Idle tokens after which a latent counts as dead."""
         window = self.dead.dead_after
         return window if window is not None else max(1, min(10_000_000, self.batch.tokens // 5))
+
+    def auxk_window(self) -> int:
+        """Idle tokens after which AuxK revives a latent.
+
+        Short runs cannot wait until one has been idle for long: it would have no time left to learn.
+        """
+        window = self.dead.auxk_after or self.dead.dead_after
+        return window if window is not None else max(1, min(10_000_000, self.batch.tokens // 80))
 
     def k_aux(self, n: int, d: int) -> int:
         """Dead latents used per token by AuxK, for n latents and activations of width d; never more than there are."""

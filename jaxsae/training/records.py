@@ -15,6 +15,7 @@ class Hyper:
     auxk_coef: Any = None
     sparsity: Any = None  # weight of the sparsity term
     dead_window: Any = None
+    auxk_window: Any = None  # idle tokens after which AuxK revives a latent
     k: Any = None  # latents kept per token, up to the k that the step was compiled for; None: that k
     mse_scale: Any = None  # of squared errors; that of the state, which a step puts here
 

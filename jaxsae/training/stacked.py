@@ -2,9 +2,9 @@
 
     programs = make_programs([Site(sae, training, d) for sae, training in configurations])
 
-What a step takes as arguments may differ: the learning rate, the weights of AuxK and of the sparsity term, the dead
-window, k, and, at the start, the seed. k has a static bound, the largest of all: a step chooses so many latents and
-leaves out those that its member does not have, so that each has the numbers of a step of its own.
+What a step takes as arguments may differ: the learning rate, the weights of AuxK and of the sparsity term, the idle
+tokens of dead latents, k, and, at the start, the seed. k has a static bound, the largest of all: a step chooses so many
+latents and leaves out those that its member does not have, so that each has the numbers of a step of its own.
 
 Each member keeps a state of its own, and a step is one call of the program for each. So AuxK runs for those alone that
 have dead latents, loops end where a member's latents do, no state is copied into a stack and out of it, and members
@@ -27,7 +27,7 @@ from jaxsae.training.program import Program, make_program
 from jaxsae.training.step import TrainState, hyper
 
 # The fields of a configuration that a compiled step takes as numbers, by the names of their flags.
-TRACED = ("seed", "data_seed", "lr", "auxk_coef", "sparsity", "dead_after", "sae.k")
+TRACED = ("seed", "data_seed", "lr", "auxk_coef", "sparsity", "dead_after", "auxk_after", "sae.k")
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,8 @@ class Site:
     def compiled_for(self) -> "Site":
         """What of it is static: equal for two that share a compiled step, up to k."""
         training, local = self.training, self.training.type.reads == "rows"
-        dead = replace(
-            training.dead, dead_after=1, auxk_coef=None if local else training.auxk_weight(self.sae.activation)
-        )
+        auxk_coef = None if local else training.auxk_weight(self.sae.activation)
+        dead = replace(training.dead, dead_after=1, auxk_after=None, auxk_coef=auxk_coef)
         static = replace(
             training,
             sparsity=None,

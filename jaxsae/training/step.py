@@ -47,6 +47,7 @@ def hyper(sae: SAEConfig, training: TrainingConfig) -> Hyper:
         training.auxk_weight(sae.activation),
         training.sparsity_weight(sae),
         training.dead_window(),
+        training.auxk_window(),
     )
 
 
@@ -56,7 +57,7 @@ def make_step(sae: SAEConfig, training: TrainingConfig, objective: Objective, k_
 
     def step(state: TrainState, batch, hyper: Hyper, lm=None):
         # AuxK sees the counters from before the step, so that neither the mesh nor micro-batches change it.
-        dead = state.idle >= hyper.dead_window
+        dead = state.idle >= hyper.auxk_window
         grads, metrics, seen = gradient(state.params, batch, dead, replace(hyper, mse_scale=state.mse_scale), lm)
         # Else XLA moves parts of the update into both branches of the gradient, with arrays as large as it is.
         grads = jax.lax.optimization_barrier(grads)

@@ -61,13 +61,13 @@ def test_a_file_gives_the_flags_their_defaults(finished, tmp_path, capsys):
     # But for the folder that it was written into.
     assert command.settings == with_fields(from_json(finished / "config.json"), **{"sae.k": 8, "run": None})
     by_hand = tmp_path / "config.json"
-    by_hand.write_text('{"sae": {"n": 512}, "training": {"batch": {"tokens": 1000}}, "format": 3}')
+    by_hand.write_text('{"sae": {"n": 512}, "training": {"batch": {"tokens": 1000}}, "format": 4}')
     assert default_config(["--config", str(by_hand)]) == with_fields(Config(), **{"sae.n": 512, "tokens": 1000})
     by_hand.write_text('{"sae": {"n": 512}, "training": {"batch": {"tokens": 1000}}}')
     assert default_config(["--config", str(by_hand)]) == with_fields(Config(), **{"sae.n": 512, "tokens": 1000})
     for document, message in (
         ('{"format": 2, "sae": {"m": 512}}', "sae.m"),
-        ('{"format": 4}', "newer version"),
+        ('{"format": 5}', "newer version"),
         ('{"format": 2, "sae": 5}', "sae 5"),
         ('{"sae": {"n": 512.0}}', "give a whole number"),
         ('{"training": {"mse_scale": "var"}}', "training.mse_scale 'var': allowed are variance, none"),

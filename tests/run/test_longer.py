@@ -20,7 +20,8 @@ def test_a_run_that_is_trained_for_longer_ends_with_the_bits_of_one_asked_for_so
     shutil.copytree(finished, tmp_path / "run")
     train = lambda name, *more: ["train", "--run", str(tmp_path / name), *flags, "--eval-tokens", "512", *more]
     # What follows from the number of tokens is named, with the values that keep it.
-    more, keep = ["--resume", "--tokens", "15872"], ["--ema", str(1 - 10 / 58), "--dead-after", "2969"]
+    more = ["--resume", "--tokens", "15872"]
+    keep = ["--ema", str(1 - 10 / 58), "--dead-after", "2969", "--auxk-after", "185"]
     refused(capsys, train("run", *more), "--ema was 0.827", f"add {' '.join(keep)}")
     refused(capsys, train("run", "--resume", "--tokens", "1000"), "--tokens was 14848, not 1000")
     refused(capsys, train("run", *more, "--sae.k", "5", *keep), "--sae.k was 4, not 5; leave out")
@@ -40,22 +41,26 @@ def test_a_run_that_is_trained_for_longer_ends_with_the_bits_of_one_asked_for_so
 def test_what_follows_from_the_tokens_has_to_stay():
     saved = with_fields(Config(), tokens=1_000_000)
     longer = with_fields(saved, tokens=2_000_000)
-    assert [line.split()[0] for line in differences(saved, longer)] == ["--lr", "--ema", "--dead-after"]
-    # By the rules: the rate for so many tokens; 1 - 10 / steps up to 0.999; a fifth of the tokens.
+    assert [line.split()[0] for line in differences(saved, longer)] == ["--lr", "--ema", "--dead-after", "--auxk-after"]
+    # By the rules: the rate for so many tokens; 1 - 10 / steps up to 0.999; a fifth of the tokens, and an eightieth.
     lr = saved.training.learning_rate(saved.sae)
-    assert flags_for_longer(saved, longer) == f"--lr {lr} --ema {1 - 10 / 489} --dead-after 200000"
-    kept = with_fields(longer, lr=lr, ema=1 - 10 / 489, dead_after=200_000)
+    assert flags_for_longer(saved, longer) == f"--lr {lr} --ema {1 - 10 / 489} --dead-after 200000 --auxk-after 12500"
+    kept = with_fields(longer, lr=lr, ema=1 - 10 / 489, dead_after=200_000, auxk_after=12_500)
     assert differences(saved, kept) == []
     assert differences(saved, with_fields(kept, lr=1e-3)) == [f"--lr was {lr}, not 0.001"]
-    # Beyond 50 million tokens and 10,000 steps a run at the paper's rate depends on its tokens no more.
-    long = with_fields(saved, tokens=60_000_000, lr="paper")
-    assert differences(long, with_fields(long, tokens=90_000_000)) == []
+    # Without AuxK nothing waits for it.
+    assert [line.split()[0] for line in differences(*(with_fields(c, auxk_coef=0.0) for c in (kept, longer)))] == [
+        *("--lr", "--ema", "--dead-after")
+    ]
+    # Beyond 800 million tokens and 10,000 steps a run at the paper's rate depends on its tokens no more.
+    long = with_fields(saved, tokens=800_000_000, lr="paper")
+    assert differences(long, with_fields(long, tokens=900_000_000)) == []
     assert differences(longer, saved)[0] == "--tokens was 2000000, not 1000000"
     assert resumed(saved, kept) == kept
 
 
 def test_a_schedule_ends_with_its_run():
-    saved = with_fields(Config(), tokens=60_000_000, lr="paper", schedule="cosine")
+    saved = with_fields(Config(), tokens=60_000_000, lr="paper", schedule="cosine", auxk_after=10**6)
     longer = with_fields(saved, tokens=61_000_000)
     assert differences(saved, longer) == ["--schedule was cosine to step 29297, not cosine to step 29786"]
     assert flags_for_longer(saved, longer) == ""

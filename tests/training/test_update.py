@@ -138,4 +138,7 @@ def test_defaults_follow_the_paper():
     jumprelu = of(4096, **{"activation": "jumprelu", "target_l0": 256.0})
     assert rate(jumprelu, 1600) == pytest.approx(0.4 * 0.4 / 2 / 40)
     assert training.dead_window() == 10_000_000 and configs.training(tokens=1_000_000).dead_window() == 200_000
+    assert training.auxk_window() == 1_250_000 and configs.training(tokens=10**9).auxk_window() == 10_000_000
+    assert configs.training(dead_after=700).auxk_window() == 700
+    assert configs.training(dead_after=700, auxk_after=300).auxk_window() == 300
     assert training.ema_decay() == 0.999 and configs.training(tokens=2048 * 100).ema_decay() == pytest.approx(0.9)
