@@ -104,7 +104,7 @@ def config_from_3(old: dict) -> dict:
     dead, tokens = groups[0], groups[1].get("tokens")
     if dead.get("dead_after") is not None or not isinstance(tokens, int):
         return old
-    dead = {"auxk_after": max(1, min(10_000_000, tokens // 5)), **dead}
+    dead = {**dead, "auxk_after": max(1, min(10_000_000, tokens // 5))}
     return {**old, "training": {**training, "dead": dead}}
 
 

@@ -5,7 +5,6 @@ from functools import cache, partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from jaxsae import evals, interop
 from jaxsae.config import Config, with_fields
@@ -22,7 +21,7 @@ from jaxsae.run.folder import MANIFEST, SUMMARY
 from jaxsae.run.inputs import EVAL_SEED, RunInputs, open_inputs
 from jaxsae.run.report import FAILED
 from jaxsae.run.results import save
-from jaxsae.run.saved import config_of, export_of, fingerprints_of, is_run, restore
+from jaxsae.run.saved import config_of, export_of, fingerprints_of, idle_fractions, is_run, restore
 from jaxsae.sae.types import SAE
 from jaxsae.scaling import flops
 from jaxsae.training.export import finished
@@ -122,7 +121,9 @@ def open_subject(folder: Path, on: EvalConfig, split: str | None = None) -> Subj
     else:
         sae = interop.load(folder, inputs.mesh)
         dead = about.get("dead_fraction")
-        facts = _facts(trained, inputs, about["steps"], dead) if "steps" in about else dict.fromkeys(OF_TRAINING)
+        # Older exports do not say for how many AuxK was.
+        idle = {"dead_fraction": dead, "auxk_fraction": about.get("auxk_fraction", dead)}
+        facts = _facts(trained, inputs, about["steps"], idle) if "steps" in about else dict.fromkeys(OF_TRAINING)
         facts |= {"dead_fraction": dead, "mse_scale": about.get("mse_scale")}
         subject = _subject(config, inputs, sae, None, on.tokens_read, facts, split)
         facts = subject.facts
@@ -213,10 +214,7 @@ def subject_of(
     """
     with jax.set_mesh(inputs.mesh):
         raw = None if state.ema is None else jax.jit(finished)(state.params)
-        idle_for = jax.jit(lambda idle, tokens: jnp.mean(idle >= tokens))
-        windows = config.training.dead_window(), config.training.auxk_window()
-        dead, revived = (float(idle_for(state.idle, tokens)) for tokens in windows)
-    facts = _facts(trained or config, inputs, int(state.step), dead, revived)
+    facts = _facts(trained or config, inputs, int(state.step), idle_fractions(state, config))
     facts |= {"mse_scale": float(state.mse_scale)}
     return _subject(config, inputs, sae, raw, tokens, facts, split)
 
@@ -244,11 +242,11 @@ def _subject(
     return dataclasses.replace(subject, facts=facts)
 
 
-def _facts(config: Config, inputs: RunInputs, step: int, dead: float, revived: float) -> dict:
+def _facts(config: Config, inputs: RunInputs, step: int, idle: dict[str, float]) -> dict:
     """What is known of the training of an autoencoder after `step` steps, with the configuration `config`.
 
-    `dead` is the share of dead latents at its end, `revived` the share of those that AuxK sees. AuxK is counted as if
-    it had been that throughout: how many there were at each step is not kept.
+    `idle` is `idle_fractions` at its end. AuxK is counted as if its share had been that throughout: how many latents
+    there were at each step is not kept.
     """
     training, n, d = config.training, config.sae.n, inputs.width
     trained, passes = step * training.batch.batch_size, training.type.lm_passes
@@ -256,8 +254,8 @@ def _facts(config: Config, inputs: RunInputs, step: int, dead: float, revived: f
     total = None
     if lm is not None:
         ema = training.ema_decay() > 0
-        revived = revived if training.auxk_weight(config.sae.activation) > 0 else 0.0
         size, d_out = training.batch.batch_size, inputs.width_out
+        revived = idle["auxk_fraction"] if training.auxk_weight(config.sae.activation) > 0 else 0.0
         per_token = flops.training(config.sae, d, size, ema, revived, lm_passes=passes, lm=lm, d_out=d_out)
         total = trained * sum(per_token.values())
     return {
@@ -265,7 +263,7 @@ def _facts(config: Config, inputs: RunInputs, step: int, dead: float, revived: f
         "tokens": trained,
         "flops": total,
         "flops_dense": trained * flops.dense(n, d, inputs.width_out),
-        "dead_fraction": dead,
+        **idle,
         "trained_context": config.data.context if config.data.activations is None else None,
     }
 

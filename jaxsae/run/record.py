@@ -43,6 +43,7 @@ def about(config: Config, facts: dict, mse_scale: float, summary: dict) -> dict:
         "seed": training.batch.seed,
         "mse_scale": mse_scale,
         "dead_fraction": summary["dead_fraction"],
+        "auxk_fraction": summary["auxk_fraction"],
         "jaxsae": __version__,
     }
 

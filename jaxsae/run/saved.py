@@ -174,17 +174,24 @@ def export_of(state: TrainState, config: Config) -> SAE:
         return exported(state, config.training.ema_decay())
 
 
+def idle_fractions(state: TrainState, config: Config) -> dict[str, float]:
+    """Shares of the latents: `dead_fraction`, dead ones; `auxk_fraction`, those that AuxK revives where it is on."""
+    training = config.training
+    with jax.set_mesh(state.idle.sharding.mesh):
+        share = jax.jit(lambda idle, window: jnp.mean(idle >= window))
+        dead, revived = (float(share(state.idle, w)) for w in (training.dead_window(), training.auxk_window()))
+    return {"dead_fraction": dead, "auxk_fraction": revived}
+
+
 def about_of(folder: Path, config: Config, state: TrainState) -> dict:
     """What an export of a run's `state` says of itself."""
     manifest, done = folders.read(folder / MANIFEST), int(state.step)
-    with jax.set_mesh(state.idle.sharding.mesh):
-        dead = float(jnp.mean(state.idle >= config.training.dead_window()))
     facts = {"width": state.params.d, "lm": manifest.get("lm")}
     facts["fingerprints"] = identity.saved(manifest, config.lm.process_weights)
     facts |= {"hook_out": manifest["hook_out"]} if "hook_out" in manifest else {}
     # Version 0.1 did not note the hook point.
     facts["hook"] = manifest["hook"] if "hook" in manifest else _hook(config)
-    summary = {"step": done, "tokens": done * config.training.batch.batch_size, "dead_fraction": dead}
+    summary = {"step": done, "tokens": done * config.training.batch.batch_size} | idle_fractions(state, config)
     return about(config, facts, float(state.mse_scale), summary)
 
 

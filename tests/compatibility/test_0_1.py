@@ -64,6 +64,10 @@ def test_configurations_of_format_1():
     # Format 2 had another rule too, by the tokens.
     second = to_dict(with_fields(Config(), tokens=2_500_000)) | {"format": 2}
     assert from_dict(second, "here").training.optimizer.lr == pytest.approx(2e-4 * 2 * 2)
+    # Up to format 3 AuxK waited as long as what made a latent dead, by default a fifth of the run.
+    assert from_dict(second, "here").training.auxk_window() == 500_000 and config.training.auxk_window() == 409
+    third = to_dict(with_fields(Config(), tokens=2_500_000, dead_after=70, lr=1e-3)) | {"format": 3}
+    assert from_dict(third, "here") == with_fields(Config(), tokens=2_500_000, dead_after=70, lr=1e-3)
     assert config.training.batch.tokens == 2048 and config.sae.k == 2 and config.data.buffer_batches == 16
     old["sae"] |= {"activation": "relu", "penalty": "lp", "p": 0.5, "bandwidth": 0.1, "select": "bfloat16"}
     old["training"] |= {"objective": "e2e_downstream", "kl_coef": 0.7, "downstream_coef": 3.0, "kl_chunk": 64}

@@ -77,7 +77,7 @@ def test_flops_are_of_the_language_model_that_training_ran(tiny_lm):
 def test_flops_count_the_dead_latents_that_auxk_revives():
     """Blocks of 512 dead latents: five products each, of 2 n d FLOPs a token; nothing where AuxK is off."""
     config, inputs = with_fields(Config(), **{"sae.n": 4096}), SimpleNamespace(width=32, width_out=None)
-    flops = lambda config, dead: _facts(config, inputs, 3, dead)["flops"]
+    flops = lambda config, share: _facts(config, inputs, 3, {"dead_fraction": 0.1, "auxk_fraction": share})["flops"]
     off, tokens = with_fields(config, auxk_coef=0.0), 3 * config.training.batch.batch_size
     assert flops(config, 0.25) - flops(config, 0.0) == pytest.approx(tokens * 5 * 2 * 2 * 512 * 32)
     assert flops(off, 0.25) == flops(off, 0.0) == flops(config, 0.0)
