@@ -45,7 +45,7 @@ class Settings(grid.Settings):
 
 
 def runs_of(settings: Settings) -> dict[str, Config]:
-    start = with_fields(grid.base(settings), **{"sae.n": settings.n, "sae.k": settings.k})
+    start = with_fields(grid.waiting(grid.base(settings)), **{"sae.n": settings.n, "sae.k": settings.k})
     return product(start, {"context": settings.contexts})
 
 

@@ -123,8 +123,7 @@ SCHEDULES = ("linear", "cosine")
 # EMA decays besides the default, which is 0.98 there.
 AVERAGES = (0.96, 0.99)
 # AuxK revives a latent that was idle for this part of the run, besides the default, an eightieth.
-FIFTH = 5
-WAITS = (FIFTH, 20, 320)
+WAITS = (5, 20, 320)
 
 
 def write_activations(settings: Settings):
@@ -145,17 +144,12 @@ def start(settings: Settings, point: Point) -> Config:
     return with_fields(Config(), checkpoint_every=10**7, **where, **fields)
 
 
-def waiting(config: Config, part: int = FIFTH) -> Config:
-    """The same run, in which AuxK revives latents that were idle for 1 / part of it."""
-    return with_fields(config, auxk_after=config.training.batch.tokens // part)
-
-
 def searched(settings: Settings, points: Iterable[Point] = SEARCH) -> dict[str, Config]:
     """The runs that the law is fitted to: all rates of some points."""
     runs = {}
     for point in points:
         if point.model in settings.models:
-            runs |= product({point.name: waiting(start(settings, point))}, {"lr": SEARCH[point]})
+            runs |= product({point.name: grid.waiting(start(settings, point))}, {"lr": SEARCH[point]})
     return runs
 
 
@@ -179,7 +173,7 @@ def waits(settings: Settings) -> dict[str, Config]:
     """Runs at the default rate in which AuxK waits for more or less time."""
     points = [point for point in HELD_OUT if point.model in settings.models]
     return {
-        f"held-out-{point.name}-auxk-after-1-of-{part}": waiting(start(settings, point), part)
+        f"held-out-{point.name}-auxk-after-1-of-{part}": grid.waiting(start(settings, point), part)
         for point in points
         for part in WAITS
     }
@@ -191,9 +185,9 @@ def schedules(settings: Settings) -> dict[str, Config]:
     for model in settings.models:
         point = Point(model, 2048, M)
         for schedule in SCHEDULES:
-            config = with_fields(waiting(start(settings, point)), schedule=schedule, lr_end=0.0)
+            config = with_fields(grid.waiting(start(settings, point)), schedule=schedule, lr_end=0.0)
             runs |= product({f"{point.name}-{schedule}": config}, {"lr": (1.5e-3, 3e-3, 6e-3, 12e-3)})
-        at_best = with_fields(waiting(start(settings, point)), lr=6e-3)
+        at_best = with_fields(grid.waiting(start(settings, point)), lr=6e-3)
         runs |= product({f"{point.name}-lr=0.006": at_best}, {"ema": AVERAGES})
     return runs
 

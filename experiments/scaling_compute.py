@@ -43,7 +43,7 @@ class Settings(grid.Settings):
 
 def more(settings: Settings) -> dict[str, Config]:
     """The runs that the grid does not have."""
-    runs = product(grid.base(settings), {"sae.n": settings.between, "sae.k": [settings.at]})
+    runs = product(grid.waiting(grid.base(settings)), {"sae.n": settings.between, "sae.k": [settings.at]})
     return grid.with_rates(runs, settings.lr)
 
 

@@ -42,7 +42,9 @@ def runs_of(settings: Settings) -> dict[str, Config]:
     of_topk = e2e_topk.Settings(hook=settings.hook, tokens=settings.tokens, eval_tokens=settings.eval_tokens)
     starts = {o: e2e_topk.config(of_topk, settings.k, o, settings.rate) for o in OBJECTIVES}
     runs = product(starts, {"sae.n": settings.sizes})
-    return {name: with_fields(c, lr=settings.rate * (1536 / c.sae.n) ** 0.5) for name, c in runs.items()}
+    return {
+        name: with_fields(c, lr=settings.rate * (1536 / c.sae.n) ** 0.5, auxk_after=None) for name, c in runs.items()
+    }
 
 
 def configs() -> dict[str, Config]:
