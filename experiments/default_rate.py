@@ -123,7 +123,7 @@ SCHEDULES = ("linear", "cosine")
 # EMA decays besides the default, which is 0.98 there.
 AVERAGES = (0.96, 0.99)
 # AuxK revives a latent that was idle for this part of the run, besides the default, an eightieth.
-WAITS = (5, 20, 320)
+WAITS = (5, 320)
 
 
 def write_activations(settings: Settings):
