@@ -5,6 +5,10 @@ the exponent in n is worse.
 
     python -m experiments.scaling_subject --novels novels.tar.xz
 
+Found here (widths 96, 144 and 192, one run of each size): the larger the model, the larger the loss at equal n (0.037,
+0.053 and 0.060 at n 1024). Exponents are -0.10 (-0.12 to -0.09), -0.13 (-0.16 to -0.11) and -0.12 (-0.17 to -0.08), too
+close to say whether they get worse; no irreducible part is identified.
+
 Cost: about 50 minutes on 2 cores, 35 of them for the language models: three of different width are trained as the
 embedded one was (experiments/pretrain_embedded_lm.py), but on fewer tokens, and autoencoders of 5 sizes on each. After
 a kill, the same command resumes. Writes OUT/scaling_subject.json, .csv and .png.
