@@ -7,8 +7,8 @@ a fixed number of tokens the best one is several times as large. How it goes wit
 
 Found here: the best rate goes as n^-0.26 (-0.35 to -0.17) k^0.34 (0.19 to 0.50) T^-0.42 (-0.52 to -0.32) B^0.51 (0.38
 to 0.64), to within a factor of 1.17. The default is the best of seven rates at three of five points that were held out,
-and 0.5 and 1.3 % above it at the others. A rate that falls to 0 ends 4 to 8 % higher. AuxK after an eightieth of the run
-ends 0 to 7 % lower than after a fifth, with fewer dead latents.
+and 0.5 and 1.3 % above it at the others. A rate that falls to 0 ends 4 to 8 % higher. AuxK after an eightieth of the
+run ends 0 to 7 % lower than after a fifth, with fewer dead latents.
 
 FOLDER is a second language model, in Hugging Face format, and FILES a text of it of ten million tokens or more.
 

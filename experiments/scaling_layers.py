@@ -7,7 +7,8 @@ the last layer; what attention and MLP add is hardest to reconstruct in the midd
 
 Found here (one run of each size): the stream's NMSE rises with depth, at layer 4 to 2.3 (1.8 to 3.0) times layer 0's,
 and does not drop at layer 5 (1.00, 0.95 to 1.05). Its exponent in n goes from -0.40 to -0.20. What attention adds gets
-harder up to the last layer; what the MLP adds is hardest at layer 4. 512 latents and more at layer 0 have 6 to 88 % dead.
+harder up to the last layer; what the MLP adds is hardest at layer 4. Of 512 latents and more at layer 0, 6 to 88 % are
+dead.
 
 Cost: about 35 minutes on 2 cores: 6 layers, 4 places, 4 sizes, 400,000 tokens each, all from one pass of the language
 model. After a kill, the same command resumes. Every place has a power law of its own in n. Writes
