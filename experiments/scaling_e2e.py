@@ -5,9 +5,10 @@ of the language model's predictions is fitted against n at fixed k for all three
 
     python -m experiments.scaling_e2e
 
-Found here (one run of each size, 300,000 tokens): end to end gains less from more latents. The exponents of KL are -0.26
-(-0.40 to -0.12) local, -0.07 (-0.13 to -0.01) e2e, -0.13 (-0.22 to -0.04) e2e + downstream, which has the least KL up to
-1536 latents, and local at 3072 (0.224 nats; 0.230 and 0.323). Dead latents may be why: 12 and 23 % there, local 0 %.
+Found here (one run of each size, 300,000 tokens): end to end gains less from more latents. The exponents of KL are
+-0.26 (-0.40 to -0.12) local, -0.07 (-0.13 to -0.01) e2e, -0.13 (-0.22 to -0.04) e2e + downstream. The last has the
+least KL up to 1536 latents, and local at 3072 (0.224 nats; e2e 0.323, e2e + downstream 0.230). Dead latents may be why:
+local has none there, e2e 12 %, e2e + downstream 23 %.
 
 Cost: about 25 minutes on 2 cores: 4 sizes of TopK autoencoders, 3 objectives, 300,000 tokens each. After a kill,
 the same command resumes. The learning rate falls to 0, from a rate that goes as 1 / sqrt(n) for all objectives; AuxK is
