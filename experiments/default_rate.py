@@ -273,7 +273,7 @@ def tried(rows: Sequence[dict]) -> list[dict]:
     for point in HELD_OUT:
         if not (own := of_point(rows, point)):
             continue
-        default = default_row(own)
+        default = next(filter(has_default_rate, own))
         best = min(own, key=lambda row: row["nmse"])
         facts = {"point": point.name, "default": default["nmse"], "rate": default["lr"]}
         facts |= {"best": best["nmse"], "best rate": best["lr"], "dead at the default": default["dead_fraction"]}
@@ -281,19 +281,21 @@ def tried(rows: Sequence[dict]) -> list[dict]:
     return out
 
 
-def default_row(rows: Sequence[dict]) -> dict:
-    """The row of the run without a rate, of those of a point."""
-    return next(row for row in rows if row["name"].endswith("times=1"))
+def has_default_rate(row: dict) -> bool:
+    """Whether a run that was held out was given no rate."""
+    return row["name"].endswith("times=1")
 
 
-def waited(rows: Sequence[dict], rows_held_out: Sequence[dict]) -> list[dict]:
+def waited(rows: Sequence[dict]) -> list[dict]:
     """NMSE and dead share at each point that was held out, by the part of the run that AuxK waits for."""
-    out = []
-    for point in HELD_OUT:
-        for row in [*of_point(rows, point), *map(default_row, filter(None, [of_point(rows_held_out, point)]))]:
-            part = round(row["tokens"] / row["auxk_after"])
-            out.append({"point": point.name, "part": part, "nmse": row["nmse"], "dead": row["dead_fraction"]})
-    return sorted(out, key=lambda row: (row["point"], row["part"]))
+    facts = lambda point, row: {
+        "point": point.name,
+        "part": round(row["tokens"] / row["auxk_after"]),
+        "nmse": row["nmse"],
+        "dead": row["dead_fraction"],
+    }
+    found = [facts(point, row) for point in HELD_OUT for row in of_point(rows, point)]
+    return sorted(found, key=lambda row: (row["point"], row["part"]))
 
 
 def draw(rows: Sequence[dict], best: Sequence[dict], rows_held_out: Sequence[dict], path: Path):
@@ -338,7 +340,7 @@ def main():
     facts = {f"law {title}": law_of(best, names) for title, names in laws.items()}
     for title, law in facts.items():
         print(title, law)
-    facts |= {"best rates": best, "held out": defaults, "waits": waited(runs[3], runs[1])}
+    facts |= {"best rates": best, "held out": defaults, "waits": waited([*filter(has_default_rate, runs[1]), *runs[3]])}
     for row in defaults:
         print(f"{row['point']}: the default is {row['above the best']:.1%} above the best of {len(MULTIPLES)} rates")
     for row in facts["waits"]:

@@ -51,8 +51,7 @@ def plan(config: Config, topology: Topology, d: int, lm=None, compile: bool = Tr
     """The plan of one run. With libtpu, and for a TPU, its step is compiled unless `compile` is false.
 
     `lm` is the config of the language model that it runs, None if it runs none; `d_out` the width of a transcoder's
-    output. Raises BadInput for a mesh that does
-    not divide.
+    output. Raises BadInput for a mesh that does not divide.
     """
     estimated = _estimated(config, topology, _size(config, topology, d, d_out), lm)
     if not (compile and topology.device.kind == "tpu" and compiler.available()):

@@ -28,7 +28,7 @@ from jaxsae.training.export import finished
 from jaxsae.training.step import TrainState
 
 # What is not known of an autoencoder that another library trained.
-OF_TRAINING = ("step", "tokens", "flops", "flops_dense", "trained_context")
+OF_TRAINING = ("step", "tokens", "flops", "flops_dense", "dead_fraction", "auxk_fraction", "trained_context")
 
 
 def evaluate(
@@ -120,11 +120,13 @@ def open_subject(folder: Path, on: EvalConfig, split: str | None = None) -> Subj
         facts |= {name: manifest.get(name) for name in ("data_tokens", "times_read")}
     else:
         sae = interop.load(folder, inputs.mesh)
-        dead = about.get("dead_fraction")
-        # Older exports do not say for how many AuxK was.
-        idle = {"dead_fraction": dead, "auxk_fraction": about.get("auxk_fraction", dead)}
-        facts = _facts(trained, inputs, about["steps"], idle) if "steps" in about else dict.fromkeys(OF_TRAINING)
-        facts |= {"dead_fraction": dead, "mse_scale": about.get("mse_scale")}
+        facts = dict.fromkeys(OF_TRAINING)
+        if "steps" in about:
+            # Older exports do not say how many latents AuxK revived: it was the dead ones.
+            older = about["dead_fraction"] if trained.training.auxk_weight(trained.sae.activation) > 0 else 0.0
+            idle = {"dead_fraction": about["dead_fraction"], "auxk_fraction": about.get("auxk_fraction", older)}
+            facts = _facts(trained, inputs, about["steps"], idle)
+        facts |= {"mse_scale": about.get("mse_scale")}
         subject = _subject(config, inputs, sae, None, on.tokens_read, facts, split)
         facts = subject.facts
     for has, here in ((sae.d, inputs.width), (sae.d_out, inputs.width_out or inputs.width)):
@@ -255,7 +257,7 @@ def _facts(config: Config, inputs: RunInputs, step: int, idle: dict[str, float])
     if lm is not None:
         ema = training.ema_decay() > 0
         size, d_out = training.batch.batch_size, inputs.width_out
-        revived = idle["auxk_fraction"] if training.auxk_weight(config.sae.activation) > 0 else 0.0
+        revived = idle["auxk_fraction"]
         per_token = flops.training(config.sae, d, size, ema, revived, lm_passes=passes, lm=lm, d_out=d_out)
         total = trained * sum(per_token.values())
     return {

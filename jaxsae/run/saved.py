@@ -175,12 +175,13 @@ def export_of(state: TrainState, config: Config) -> SAE:
 
 
 def idle_fractions(state: TrainState, config: Config) -> dict[str, float]:
-    """Shares of the latents: `dead_fraction`, dead ones; `auxk_fraction`, those that AuxK revives where it is on."""
+    """Shares of the latents [n]: `dead_fraction`, dead ones, and `auxk_fraction`, those that AuxK revives."""
     training = config.training
+    has_auxk = training.auxk_weight(config.sae.activation) > 0
     with jax.set_mesh(state.idle.sharding.mesh):
         share = jax.jit(lambda idle, window: jnp.mean(idle >= window))
         dead, revived = (float(share(state.idle, w)) for w in (training.dead_window(), training.auxk_window()))
-    return {"dead_fraction": dead, "auxk_fraction": revived}
+    return {"dead_fraction": dead, "auxk_fraction": revived if has_auxk else 0.0}
 
 
 def about_of(folder: Path, config: Config, state: TrainState) -> dict:

@@ -7,13 +7,17 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxsae
 from jaxsae.cli import main
 from jaxsae.config import Config, with_fields
+from jaxsae.distributed.mesh import make_mesh
 from jaxsae.interop import native
 from jaxsae.lm import architecture, default_hook, load
 from jaxsae.run.evaluate import _facts, _lm_flops
+from jaxsae.run.saved import idle_fractions
 from jaxsae.sae.types import Spec
 from tests.run.commands import refused
 from tests.sae import dense
@@ -75,9 +79,17 @@ def test_flops_are_of_the_language_model_that_training_ran(tiny_lm):
 
 
 def test_flops_count_the_dead_latents_that_auxk_revives():
-    """Blocks of 512 dead latents: five products each, of 2 n d FLOPs a token; nothing where AuxK is off."""
+    """Blocks of 512 dead latents: five products each, of 2 n d FLOPs a token."""
     config, inputs = with_fields(Config(), **{"sae.n": 4096}), SimpleNamespace(width=32, width_out=None)
     flops = lambda config, share: _facts(config, inputs, 3, {"dead_fraction": 0.1, "auxk_fraction": share})["flops"]
-    off, tokens = with_fields(config, auxk_coef=0.0), 3 * config.training.batch.batch_size
+    tokens = 3 * config.training.batch.batch_size
     assert flops(config, 0.25) - flops(config, 0.0) == pytest.approx(tokens * 5 * 2 * 2 * 512 * 32)
-    assert flops(off, 0.25) == flops(off, 0.0) == flops(config, 0.0)
+
+
+def test_latents_are_dead_for_the_metrics_later_than_for_auxk():
+    """A fifth of 8,000 tokens, and an eightieth; nothing is revived where AuxK is off."""
+    config = with_fields(Config(), tokens=8000)
+    idle = jax.device_put(np.array([0, 99, 100, 1599, 1600, 7000]), NamedSharding(make_mesh(1, 1), P()))
+    shares = lambda config: idle_fractions(SimpleNamespace(idle=idle), config)
+    assert shares(config) == {"dead_fraction": pytest.approx(2 / 6), "auxk_fraction": pytest.approx(4 / 6)}
+    assert shares(with_fields(config, auxk_coef=0.0))["auxk_fraction"] == 0

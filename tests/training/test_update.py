@@ -24,8 +24,10 @@ from tests.sae import dense
 B, d, n, k, k_aux, steps = 16, 8, 32, 3, 4, 6
 SPEC = Spec("topk", k, "unit_norm", "unit_norm", True)
 SAE_CONFIG = SAEConfig(n, k)
-# A latent dies after two idle steps, so AuxK comes on in the middle.
-TRAINING = configs.training(tokens=B * steps, batch_size=B, lr=0.01, dead_after=2 * B, ema=0.9, k_aux=k_aux)
+# AuxK revives a latent after two idle steps, so it comes on in the middle; one that is idle for longer is dead.
+TRAINING = configs.training(
+    tokens=B * steps, batch_size=B, lr=0.01, auxk_after=2 * B, dead_after=3 * B, ema=0.9, k_aux=k_aux
+)
 
 
 def data():
@@ -69,8 +71,8 @@ def reference():
         x = x - x.mean(1, keepdims=True)
         x = x / np.linalg.norm(x, axis=1, keepdims=True)
         now = replace(sae, **{a: jnp.asarray(p[a]) for a in names})
-        dead = idle >= TRAINING.dead.dead_after
-        loss, grads = jax.value_and_grad(dense.loss)(now, jnp.asarray(x), jnp.asarray(dead), 0.7, 1 / 32, k_aux)
+        revived = idle >= TRAINING.dead.auxk_after
+        loss, grads = jax.value_and_grad(dense.loss)(now, jnp.asarray(x), jnp.asarray(revived), 0.7, 1 / 32, k_aux)
         fired = np.asarray(dense.code(now, jnp.asarray(x)) > 0).any(0)
         g = {a: np.asarray(getattr(grads, a)) for a in names}
         g["W_dec"] = g["W_dec"] - (g["W_dec"] * p["W_dec"]).sum(1, keepdims=True) * p["W_dec"]
@@ -82,7 +84,7 @@ def reference():
         for a in names:
             ema[a] = ema[a] + 0.1 * (p[a] - ema[a])
         idle = np.where(fired, 0, idle + B)
-        losses.append((float(loss), dead.sum()))
+        losses.append((float(loss), revived.sum(), (idle >= TRAINING.dead.dead_after).mean()))
     return p, ema, idle, losses
 
 
@@ -91,9 +93,9 @@ def test_steps_equal_numpy(x64, mesh):
     state, history = run_steps(mesh)
     p, ema, idle, losses = reference()
     assert losses[1][1] == 0 and losses[-1][1] > 0, "the example must have steps without and with dead latents"
-    np.testing.assert_allclose([h["loss"] for h in history], [loss for loss, _ in losses], rtol=1e-10)
-    for h, (_, dead) in zip(history, losses):
-        assert (h["auxk"] > 0) == (dead > 0)
+    np.testing.assert_allclose([h["loss"] for h in history], [loss for loss, *_ in losses], rtol=1e-10)
+    for h, (_, revived, dead) in zip(history, losses):
+        assert (h["auxk"] > 0) == (revived > 0) and h["dead_fraction"] == pytest.approx(dead)
     for name in p:
         np.testing.assert_allclose(getattr(state.params, name), p[name], atol=1e-10, err_msg=name)
         np.testing.assert_allclose(getattr(state.ema, name), ema[name], atol=1e-10, err_msg=name)
